@@ -1,0 +1,17 @@
+//! The only crate that may touch the clock, entropy, the disk, the network and the process.
+//!
+//! Owns: narrow traits for each of these, their real implementations, their simulated twins
+//! (`sim`), the one durable rename in the tree (`durable`), bounded queues with a gauge
+//! (`queue`), metric names (`metric`) and numbered invariants (`invariant`).
+//! Never: knows tenants, rows, keys or formats.
+
+pub mod clock;
+pub mod disk;
+pub mod durable;
+pub mod entropy;
+pub mod invariant;
+pub mod map;
+pub mod metric;
+pub mod net;
+pub mod queue;
+pub mod sim;

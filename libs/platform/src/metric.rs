@@ -1,0 +1,63 @@
+//! Metric names as an enum, so that a name is spelt once and the docs can list them all.
+//!
+//! Owns: the list. Never: carries tenant data; labels are ids, kinds and queue names.
+
+macro_rules! metrics {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $kind:literal;)*) => {
+        /// Every metric that Millrace exposes.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Metric { $($(#[doc = $doc])+ $variant,)* }
+
+        impl Metric {
+            /// All metrics: (name, kind, help).
+            pub const ALL: &'static [(&'static str, &'static str, &'static str)] =
+                &[$(($name, $kind, concat!($($doc),+)),)*];
+
+            /// The Prometheus name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Metric::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Invariants found broken, by id.
+    InvariantBroken = "millrace_invariant_broken_total", "counter";
+    /// Items waiting in a bounded queue, by queue name.
+    QueueDepth = "millrace_queue_depth", "gauge";
+    /// Rows accepted and synced, by tenant.
+    IngestRows = "millrace_ingest_rows_total", "counter";
+    /// Bytes of request bodies accepted, before decompression, by tenant.
+    IngestBytes = "millrace_ingest_bytes_total", "counter";
+    /// Rows refused, by tenant.
+    IngestRefused = "millrace_ingest_refused_rows_total", "counter";
+    /// Batches re-sent and acknowledged without effect, by tenant.
+    IngestDuplicates = "millrace_ingest_duplicate_batches_total", "counter";
+    /// Syncs of the write-ahead log.
+    WalSyncs = "millrace_wal_syncs_total", "counter";
+    /// Bytes appended to the write-ahead log.
+    WalBytes = "millrace_wal_bytes_total", "counter";
+    /// Seconds that one log sync took.
+    WalSyncSeconds = "millrace_wal_sync_seconds", "histogram";
+    /// Rows held in memtables.
+    MemtableRows = "millrace_memtable_rows", "gauge";
+    /// Bytes held in memtables.
+    MemtableBytes = "millrace_memtable_bytes", "gauge";
+    /// Flushes committed.
+    Flushes = "millrace_flushes_total", "counter";
+    /// Flushes that failed and will be tried again.
+    FlushFailures = "millrace_flush_failures_total", "counter";
+    /// Compactions committed.
+    Compactions = "millrace_compactions_total", "counter";
+    /// Bytes of column files written, by cause (flush, compaction).
+    FileBytesWritten = "millrace_file_bytes_written_total", "counter";
+    /// Queries answered, by tenant and outcome.
+    Queries = "millrace_queries_total", "counter";
+    /// Seconds from a query's arrival to its last row.
+    QuerySeconds = "millrace_query_seconds", "histogram";
+    /// HTTP requests, by route and status.
+    HttpRequests = "millrace_http_requests_total", "counter";
+    /// Forwarder connections open now.
+    ForwarderStreams = "millrace_forwarder_streams", "gauge";
+}
