@@ -179,8 +179,7 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn DiskFile>> {
-        let file =
-            OpenOptions::new().read(true).write(mode == OpenMode::ReadWrite).open(path)?;
+        let file = OpenOptions::new().read(true).write(mode == OpenMode::ReadWrite).open(path)?;
         Ok(Box::new(RealFile(file)))
     }
 

@@ -5,7 +5,10 @@
 //! Crash order: any prefix of the sequence leaves either the old state or the new one, plus at
 //! most a stray file whose name ends in `.tmp`, which [`sweep_temp`] removes at start-up.
 
-use std::{io, path::{Path, PathBuf}};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::disk::{Disk, DiskFile};
 

@@ -29,7 +29,10 @@ pub fn random_u64(entropy: &dyn Entropy) -> u64 {
 pub struct OsEntropy;
 
 impl Entropy for OsEntropy {
-    #[expect(clippy::expect_used, reason = "no key may be made when the generator fails; stopping is the only safe answer")]
+    #[expect(
+        clippy::expect_used,
+        reason = "no key may be made when the generator fails; stopping is the only safe answer"
+    )]
     fn fill(&self, buf: &mut [u8]) {
         aws_lc_rs::rand::fill(buf).expect("the operating system's random generator failed");
     }

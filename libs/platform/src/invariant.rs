@@ -6,7 +6,9 @@
 
 /// An invariant did not hold; the component that found it must stop.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("internal invariant {id} does not hold: {detail}; the affected component has stopped, nothing acknowledged is touched; restart the server and report this")]
+#[error(
+    "internal invariant {id} does not hold: {detail}; the affected component has stopped, nothing acknowledged is touched; restart the server and report this"
+)]
 pub struct Broken {
     /// The invariant's id, for instance `D2_WATERMARK_NEVER_BACK`.
     pub id: &'static str,
