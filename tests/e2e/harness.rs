@@ -1,1 +1,0 @@
-//! Drives the shipped binaries from outside.
