@@ -94,7 +94,11 @@ impl FrameSealer {
         let body = buf.get_mut(from..).ok_or(AeadError::Forged)?;
         let tag = self
             .key
-            .seal_in_place_separate_tag(nonce(Purpose::LogFrame as u32, counter), Aad::from(aad), body)
+            .seal_in_place_separate_tag(
+                nonce(Purpose::LogFrame as u32, counter),
+                Aad::from(aad),
+                body,
+            )
             .map_err(|_| AeadError::Exhausted)?;
         buf.extend_from_slice(tag.as_ref());
         Ok(())

@@ -56,7 +56,10 @@ impl Key256 {
         Self(out)
     }
 
-    #[expect(clippy::expect_used, reason = "HKDF fails only for outputs over 8160 bytes; this is 32")]
+    #[expect(
+        clippy::expect_used,
+        reason = "HKDF fails only for outputs over 8160 bytes; this is 32"
+    )]
     fn derive_into(&self, salt: &[u8], info: &[&[u8]], out: &mut [u8; 32]) {
         struct Len;
         impl KeyType for Len {

@@ -24,7 +24,10 @@
 
 use std::ops::Range;
 
-use aws_lc_rs::{aead::{Aad, LessSafeKey, Nonce}, constant_time};
+use aws_lc_rs::{
+    aead::{Aad, LessSafeKey, Nonce},
+    constant_time,
+};
 use bytes::Bytes;
 use millrace_platform::entropy::{Entropy, random_bytes};
 
@@ -51,7 +54,9 @@ const _: () = assert!(WRAP_AT + 12 + 32 + TAG_BYTES == COMMIT_AT, "the layout ab
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// The header is not one of ours: plaintext, truncated or another format.
-    #[error("object {object} is not a sealed object: {what}; it was replaced or damaged, restore it from a backup")]
+    #[error(
+        "object {object} is not a sealed object: {what}; it was replaced or damaged, restore it from a backup"
+    )]
     NotSealed {
         /// The object that was asked for, as hex.
         object: String,
@@ -59,7 +64,9 @@ pub enum SealError {
         what: &'static str,
     },
     /// The bytes are sealed, but not for this place, or were changed.
-    #[error("object {object} fails authentication at {what}; it was changed, cut or swapped, restore it from a backup")]
+    #[error(
+        "object {object} fails authentication at {what}; it was changed, cut or swapped, restore it from a backup"
+    )]
     Forged {
         /// The object that was asked for, as hex.
         object: String,
@@ -208,7 +215,8 @@ impl ObjectOpener {
         header: &[u8],
     ) -> Result<Self, SealError> {
         let not = |what| SealError::NotSealed { object: hex::encode(object), what };
-        let forged = |what: &str| SealError::Forged { object: hex::encode(object), what: what.into() };
+        let forged =
+            |what: &str| SealError::Forged { object: hex::encode(object), what: what.into() };
         let header = header.get(..SEALED_HEADER_BYTES).ok_or_else(|| not("it is too short"))?;
         if header.get(..4) != Some(MAGIC) {
             return Err(not("its first bytes are not MRS1"));
@@ -286,7 +294,11 @@ impl ObjectOpener {
     }
 
     /// Opens the chunks fetched by [`Self::ciphertext_range`] and returns just `plain`.
-    pub fn decrypt_range(&self, plain: Range<u64>, ciphertext: Vec<u8>) -> Result<Bytes, SealError> {
+    pub fn decrypt_range(
+        &self,
+        plain: Range<u64>,
+        ciphertext: Vec<u8>,
+    ) -> Result<Bytes, SealError> {
         let expected = self.ciphertext_range(plain.clone())?;
         let forged = |what: String| SealError::Forged { object: hex::encode(self.object), what };
         if ciphertext.len() as u64 != expected.end - expected.start {
@@ -315,7 +327,8 @@ impl ObjectOpener {
         }
         buf.truncate(write);
         let from = usize::try_from(plain.start - first * CHUNK_BYTES).unwrap_or(usize::MAX);
-        let to = from.saturating_add(usize::try_from(plain.end - plain.start).unwrap_or(usize::MAX));
+        let to =
+            from.saturating_add(usize::try_from(plain.end - plain.start).unwrap_or(usize::MAX));
         if to > buf.len() {
             return Err(forged("its length".to_owned()));
         }

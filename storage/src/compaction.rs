@@ -1,0 +1,7 @@
+//! Merging small files of a window into larger ones.
+//!
+//! Owns: the choice (planner.rs, pure) and the work (runner.rs). Never: commits by itself; the
+//! manifest's only writer does.
+
+pub mod planner;
+pub mod runner;

@@ -1,0 +1,198 @@
+//! A chunk: rows of one table in order of arrival, immutable once published.
+//!
+//! Owns: the columns and the joining of small chunks into larger ones, so that a table has few.
+//! Invariants: later rows of a chunk, and chunks later in a table's list, are newer.
+
+use std::ops::Range;
+
+use millrace_protocol::{
+    batch::Presence,
+    value::{FieldType, FieldValues},
+};
+
+/// Rows that two neighbouring chunks may have together and still be joined (design: 16 Ki).
+pub(crate) const CHUNK_ROWS: usize = 16 * 1024;
+
+/// One field of a chunk.
+#[derive(Debug, Clone)]
+pub struct ChunkField {
+    /// Stable column id.
+    pub id: u32,
+    /// One value per row; absent rows hold a default.
+    pub values: FieldValues,
+    /// Which rows hold a value.
+    pub present: Presence,
+}
+
+/// See the module head.
+#[derive(Debug, Clone)]
+pub struct Chunk {
+    /// First and last log position of its rows.
+    pub lsn: Range<u64>,
+    /// Row times, ns.
+    pub time: Vec<i64>,
+    /// Row series, as ordinals of the table's dictionary.
+    pub ordinal: Vec<u32>,
+    /// The fields that any row has.
+    pub fields: Vec<ChunkField>,
+    /// Smallest row time.
+    pub t_min: i64,
+    /// Largest row time.
+    pub t_max: i64,
+    /// Memory held, bytes.
+    pub bytes: usize,
+}
+
+impl Chunk {
+    /// A chunk of rows logged at `lsn`; all columns must have equal length, at least 1.
+    pub(crate) fn new(
+        lsn: u64,
+        time: Vec<i64>,
+        ordinal: Vec<u32>,
+        fields: Vec<ChunkField>,
+    ) -> Self {
+        let t_min = time.iter().copied().min().unwrap_or(i64::MAX);
+        let t_max = time.iter().copied().max().unwrap_or(i64::MIN);
+        let mut chunk =
+            Self { lsn: lsn..lsn + 1, time, ordinal, fields, t_min, t_max, bytes: 0 };
+        chunk.bytes = chunk.measure();
+        chunk
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.time.len()
+    }
+
+    fn measure(&self) -> usize {
+        let fields: usize = self
+            .fields
+            .iter()
+            .map(|f| {
+                64 + f.present.words().len() * 8
+                    + match &f.values {
+                        FieldValues::Utf8(t) => t.bytes.len() + t.ends.len() * 4,
+                        FieldValues::Bool(v) => v.len(),
+                        other => other.len() * 8,
+                    }
+            })
+            .sum();
+        256 + self.time.len() * 12 + fields
+    }
+
+    /// The field with this id.
+    pub fn field(&self, id: u32) -> Option<&ChunkField> {
+        self.fields.iter().find(|f| f.id == id)
+    }
+
+    /// Appends a newer chunk's rows.
+    pub(crate) fn append(&mut self, newer: &Chunk) {
+        let before = self.rows();
+        let after = before + newer.rows();
+        self.time.extend_from_slice(&newer.time);
+        self.ordinal.extend_from_slice(&newer.ordinal);
+        for field in &newer.fields {
+            if self.field(field.id).is_none() {
+                let mut values = FieldValues::empty(field.values.field_type());
+                for _ in 0..before {
+                    values.push_absent();
+                }
+                let mut present = Presence::default();
+                present.pad_to(before);
+                self.fields.push(ChunkField { id: field.id, values, present });
+            }
+        }
+        for field in &mut self.fields {
+            match newer.field(field.id) {
+                Some(from) => append_values(&mut field.values, &from.values),
+                None => (before..after).for_each(|_| field.values.push_absent()),
+            }
+            for row in 0..newer.rows() {
+                let present = newer.field(field.id).is_some_and(|f| f.present.get(row));
+                field.present.push(present);
+            }
+        }
+        self.lsn = self.lsn.start.min(newer.lsn.start)..self.lsn.end.max(newer.lsn.end);
+        self.t_min = self.t_min.min(newer.t_min);
+        self.t_max = self.t_max.max(newer.t_max);
+        self.bytes = self.measure();
+    }
+}
+
+fn append_values(into: &mut FieldValues, from: &FieldValues) {
+    match (into, from) {
+        (FieldValues::F64(a), FieldValues::F64(b)) => a.extend_from_slice(b),
+        (FieldValues::I64(a), FieldValues::I64(b)) => a.extend_from_slice(b),
+        (FieldValues::U64(a), FieldValues::U64(b)) => a.extend_from_slice(b),
+        (FieldValues::Bool(a), FieldValues::Bool(b)) => a.extend_from_slice(b),
+        (FieldValues::Utf8(a), FieldValues::Utf8(b)) => {
+            let shift = a.bytes.len() as u32;
+            a.bytes.extend_from_slice(&b.bytes);
+            a.ends.extend(b.ends.iter().map(|e| e + shift));
+        }
+        // A column id has one type for ever (schema.rs), so this is never reached; absent values
+        // keep the lengths equal all the same.
+        (into, from) => (0..from.len()).for_each(|_| into.push_absent()),
+    }
+}
+
+/// Converts column values to another type where no value changes: integers to float within
+/// 2^53, signed to unsigned and back within both ranges. Returns the values and the rows that
+/// could not be converted.
+pub(crate) fn convert(
+    values: &FieldValues,
+    present: &Presence,
+    to: FieldType,
+) -> Option<(FieldValues, Vec<usize>)> {
+    use millrace_protocol::value::EXACT_F64_MAX;
+    let mut refused = Vec::new();
+    let out = match (values, to) {
+        (FieldValues::I64(v), FieldType::F64) => FieldValues::F64(
+            v.iter()
+                .enumerate()
+                .map(|(row, x)| {
+                    if present.get(row) && x.unsigned_abs() > EXACT_F64_MAX {
+                        refused.push(row);
+                    }
+                    *x as f64
+                })
+                .collect(),
+        ),
+        (FieldValues::U64(v), FieldType::F64) => FieldValues::F64(
+            v.iter()
+                .enumerate()
+                .map(|(row, x)| {
+                    if present.get(row) && *x > EXACT_F64_MAX {
+                        refused.push(row);
+                    }
+                    *x as f64
+                })
+                .collect(),
+        ),
+        (FieldValues::I64(v), FieldType::U64) => FieldValues::U64(
+            v.iter()
+                .enumerate()
+                .map(|(row, x)| {
+                    u64::try_from(*x).unwrap_or_else(|_| {
+                        refused.push(row);
+                        0
+                    })
+                })
+                .collect(),
+        ),
+        (FieldValues::U64(v), FieldType::I64) => FieldValues::I64(
+            v.iter()
+                .enumerate()
+                .map(|(row, x)| {
+                    i64::try_from(*x).unwrap_or_else(|_| {
+                        refused.push(row);
+                        0
+                    })
+                })
+                .collect(),
+        ),
+        _ => return None,
+    };
+    refused.retain(|row| present.get(*row));
+    Some((out, refused))
+}

@@ -1,0 +1,155 @@
+//! A table as the writer and the readers share it.
+//!
+//! Owns: the swap. A reader loads one [`TableVersion`] and sees chunks and files that fit
+//! together; the writer and the flush replace it in one step, so that a row moves from memtable
+//! to file without ever being in both or in neither.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    manifest::FileEntry, memtable::chunk::{CHUNK_ROWS, Chunk}, schema::TableSchema,
+    series::dictionary::SeriesDictionary,
+};
+
+/// One consistent picture of a table.
+#[derive(Debug, Clone)]
+pub struct TableVersion {
+    /// The columns.
+    pub schema: Arc<TableSchema>,
+    /// Chunks that take new rows, oldest first.
+    pub active: Vec<Arc<Chunk>>,
+    /// Chunks that a flush is writing, oldest first; older than `active`.
+    pub flushing: Vec<Arc<Chunk>>,
+    /// Committed files.
+    pub files: Vec<Arc<FileEntry>>,
+}
+
+impl TableVersion {
+    /// All memtable chunks, oldest first.
+    pub fn chunks(&self) -> Vec<Arc<Chunk>> {
+        self.flushing.iter().chain(&self.active).cloned().collect()
+    }
+}
+
+/// A table of one tenant and database.
+#[derive(Debug)]
+pub struct TableHandle {
+    /// The database.
+    pub database: String,
+    /// The table's number inside its tenant.
+    pub table_id: u64,
+    /// Its series.
+    pub dictionary: SeriesDictionary,
+    /// What readers load.
+    pub current: ArcSwap<TableVersion>,
+    /// How many dictionary entries the manifest has.
+    flushed_series: AtomicUsize,
+    /// How many tags the manifest's schema has.
+    flushed_tags: AtomicUsize,
+}
+
+impl TableHandle {
+    /// A table as the manifest knows it, or a new one with no files and an empty schema.
+    pub(crate) fn new(
+        database: String,
+        schema: TableSchema,
+        dictionary: SeriesDictionary,
+        files: Vec<Arc<FileEntry>>,
+        committed: bool,
+    ) -> Self {
+        let flushed_series = dictionary.len();
+        let flushed_tags = if committed { schema.tags.len() } else { 0 };
+        Self {
+            database,
+            table_id: schema.table_id,
+            dictionary,
+            flushed_series: AtomicUsize::new(flushed_series),
+            flushed_tags: AtomicUsize::new(flushed_tags),
+            current: ArcSwap::from_pointee(TableVersion {
+                schema: Arc::new(schema),
+                active: Vec::new(),
+                flushing: Vec::new(),
+                files,
+            }),
+        }
+    }
+
+    pub(crate) fn flushed_series(&self) -> usize {
+        self.flushed_series.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn flushed_tags(&self) -> usize {
+        self.flushed_tags.load(Ordering::Acquire)
+    }
+
+    /// Shows synced rows to readers.
+    pub(crate) fn publish(&self, schema: &Arc<TableSchema>, chunk: Chunk) {
+        let chunk = Arc::new(chunk);
+        self.current.rcu(|now| {
+            let mut next = TableVersion::clone(now);
+            next.schema = Arc::clone(schema);
+            push_joined(&mut next.active, Arc::clone(&chunk));
+            next
+        });
+    }
+
+    /// Moves the active chunks to the flush. Chunks of an earlier flush that failed stay first.
+    pub(crate) fn seal(&self) {
+        self.current.rcu(|now| {
+            let mut next = TableVersion::clone(now);
+            next.flushing.append(&mut next.active);
+            next
+        });
+    }
+
+    /// After a flush commit: its chunks leave and its files enter, in one step.
+    pub(crate) fn flushed(
+        &self,
+        added: &[Arc<FileEntry>],
+        chunks: &[Arc<Chunk>],
+        series: usize,
+        tags: usize,
+    ) {
+        self.current.rcu(|now| {
+            let mut next = TableVersion::clone(now);
+            next.flushing.retain(|c| !chunks.iter().any(|done| Arc::ptr_eq(c, done)));
+            next.files.extend(added.iter().cloned());
+            next
+        });
+        self.flushed_series.fetch_max(series, Ordering::AcqRel);
+        self.flushed_tags.fetch_max(tags, Ordering::AcqRel);
+    }
+
+    /// After a compaction commit: inputs leave and outputs enter, in one step.
+    pub(crate) fn compacted(&self, added: &[Arc<FileEntry>], removed: &[[u8; 16]]) {
+        self.current.rcu(|now| {
+            let mut next = TableVersion::clone(now);
+            next.files.retain(|f| !removed.contains(&f.id));
+            next.files.extend(added.iter().cloned());
+            next
+        });
+    }
+}
+
+/// Appends a chunk, joining it with the last ones while they are not much larger: the number of
+/// chunks stays logarithmic in the rows for tiny writes, and each row is copied a bounded number
+/// of times.
+fn push_joined(chunks: &mut Vec<Arc<Chunk>>, newest: Arc<Chunk>) {
+    let mut tail = newest;
+    while let Some(last) = chunks.last() {
+        let rows = last.rows() + tail.rows();
+        if rows > CHUNK_ROWS || last.rows() > 2 * tail.rows() {
+            break;
+        }
+        let mut joined = Chunk::clone(last);
+        joined.append(&tail);
+        tail = Arc::new(joined);
+        chunks.pop();
+    }
+    chunks.push(tail);
+}

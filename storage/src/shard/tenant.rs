@@ -1,0 +1,63 @@
+//! A tenant as the writer and the readers share it: its tables and its durable watermarks.
+//!
+//! Owns: the map from (database, table) to handle. Locks are short and never held across an
+//! await or I/O.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use millrace_protocol::{
+    ids::{SeqNo, TenantId},
+    stream::StreamKey,
+};
+
+use super::{table::TableHandle, watermark::Watermarks};
+
+/// (database, table) -> handle.
+pub(crate) type Tables = BTreeMap<(String, String), Arc<TableHandle>>;
+
+/// Shared state of one tenant.
+#[derive(Debug)]
+pub(crate) struct TenantHandle {
+    pub(crate) id: TenantId,
+    tables: RwLock<Arc<Tables>>,
+    durable: Mutex<Watermarks>,
+}
+
+impl TenantHandle {
+    pub(crate) fn new(id: TenantId, tables: Tables, durable: Watermarks) -> Self {
+        Self { id, tables: RwLock::new(Arc::new(tables)), durable: Mutex::new(durable) }
+    }
+
+    /// All tables at this moment.
+    pub(crate) fn tables(&self) -> Arc<Tables> {
+        Arc::clone(&self.tables.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds a table; the writer alone calls it.
+    pub(crate) fn add_table(&self, table: &str, handle: Arc<TableHandle>) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut tables).insert((handle.database.clone(), table.to_owned()), handle);
+    }
+
+    /// The highest contiguous durable number of a stream; 0 if nothing is.
+    pub(crate) fn durable(&self, key: &StreamKey) -> SeqNo {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner).get(key)
+    }
+
+    /// Moves durable marks forward after a sync.
+    pub(crate) fn advance_durable(
+        &self,
+        key: &StreamKey,
+        to: SeqNo,
+    ) -> Result<(), millrace_platform::invariant::Broken> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner).advance(key, to)
+    }
+
+    /// A copy of all durable marks.
+    pub(crate) fn all_durable(&self) -> Watermarks {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,597 @@
+//! The shard's writer: takes a group of writes, logs them, syncs once, publishes, answers.
+//!
+//! Owns: the log's write side, pending schemas and pending watermarks. One thread, no locks of
+//! its own.
+//! Never: answers a write with a [`Receipt`] before the log's `Synced` covers it; publishes rows
+//! of a write that did not sync.
+//! Invariants: D1 a receipt needs a `Synced`; D2 a sequence number is applied once.
+//! Crash order: append, sync, publish, answer; any prefix is a legal start (replay.rs).
+//! After a failed sync the group is refused and its pending watermarks go back; columns and
+//! series that it added stay in memory, harmless, because every record defines what it uses.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use millrace_crypto::key::{KeyError, TenantKeySource};
+use millrace_platform::{clock::Clock, metric::Metric};
+use millrace_protocol::{
+    batch::{Refusal, TableBatch},
+    ids::{Lsn, SeqNo, TenantId},
+    stream::StreamKey,
+};
+use millrace_wal::{KeyRef, Synced, Wal, WalError};
+
+use super::{
+    record::{Origin, Record, RecordTable},
+    resolve::{Refusals, Resolved, resolve},
+    table::TableHandle,
+    tenant::TenantHandle,
+    watermark::{Verdict, Watermarks, decide},
+};
+use crate::{
+    limits::EngineLimits,
+    memtable::chunk::{Chunk, ChunkField},
+    planted::{Bug, planted},
+    schema::TableSchema,
+    series::dictionary::SeriesDictionary,
+    shared::Shared,
+};
+
+/// Rows to store.
+#[derive(Debug, Clone)]
+pub struct WriteRequest {
+    /// Whose rows.
+    pub tenant: TenantId,
+    /// Into which database; made at first use. 1 to 63 bytes of `[A-Za-z0-9_.-]`.
+    pub database: String,
+    /// With or without exactly-once numbering.
+    pub origin: Origin,
+    /// The rows.
+    pub tables: Vec<TableBatch>,
+}
+
+/// Proof that a write is durable. Made only from the log's `Synced`:
+///
+/// ```compile_fail
+/// let forged = millrace_storage::Receipt { lsn: millrace_protocol::ids::Lsn(1) };
+/// ```
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    lsn: Lsn,
+    rows: u64,
+    refusals: Vec<Refusal>,
+    refused: u64,
+    duplicate: bool,
+    watermark: Option<SeqNo>,
+}
+
+impl Receipt {
+    fn after(proof: &Synced, lsn: u64, rows: u64, refusals: Refusals, mark: Option<SeqNo>) -> Self {
+        debug_assert!(proof.through() >= lsn, "a receipt needs a sync that covers it");
+        Self {
+            lsn: Lsn(lsn),
+            rows,
+            refusals: refusals.listed,
+            refused: refusals.count,
+            duplicate: false,
+            watermark: mark,
+        }
+    }
+
+    /// A write that changed nothing needs no new sync: what it repeats is durable already.
+    fn unchanged(refusals: Refusals, duplicate: bool, mark: Option<SeqNo>) -> Self {
+        Self {
+            lsn: Lsn(0),
+            rows: 0,
+            refusals: refusals.listed,
+            refused: refusals.count,
+            duplicate,
+            watermark: mark,
+        }
+    }
+
+    /// Log position; 0 if nothing was logged.
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// Rows taken.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The first refused rows.
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.refusals
+    }
+
+    /// All refused rows, counted.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Whether every row was known already.
+    pub fn duplicate(&self) -> bool {
+        self.duplicate
+    }
+
+    /// The stream's durable contiguous watermark, for writes with a sequence.
+    pub fn watermark(&self) -> Option<SeqNo> {
+        self.watermark
+    }
+}
+
+/// Why a write was refused as a whole. Nothing of it is stored, unless said otherwise.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WriteError {
+    /// The tenant's keys are destroyed or unknown.
+    #[error("this tenant's keys are gone; its data can neither be written nor read")]
+    TenantGone,
+    /// The tenant's keys cannot be had now.
+    #[error("the tenant's keys cannot be reached: {0}; try again")]
+    KeysUnavailable(String),
+    /// The frame starts past the watermark.
+    #[error("rows {} to {} of stream `{}` are missing; send from {}", .durable.0 + 1, .seq_lo.0 - 1, .key.stream, .durable.0 + 1)]
+    Missing {
+        /// The stream.
+        key: Box<StreamKey>,
+        /// Its durable watermark.
+        durable: SeqNo,
+        /// The frame's first number.
+        seq_lo: SeqNo,
+    },
+    /// The numbering makes no sense.
+    #[error("sequence numbers are invalid: {0}")]
+    Sequence(String),
+    /// The database name is not allowed.
+    #[error("`{0}` is not a database name: use 1 to 63 characters of A-Z a-z 0-9 _ . -")]
+    Database(String),
+    /// A batch whose columns do not fit together.
+    #[error(transparent)]
+    Batch(#[from] millrace_protocol::batch::Inconsistent),
+    /// The log cannot take it now; the rows may or may not survive a crash, so send them again.
+    #[error("the write-ahead log cannot take rows now: {0}; nothing was acknowledged, send the rows again")]
+    Log(String),
+    /// The disk is full.
+    #[error("the disk is full: {0}; nothing was acknowledged, send the rows again when there is space")]
+    DiskFull(String),
+    /// Too much waits already.
+    #[error("the server is busy ({0}); send the rows again after a moment")]
+    Busy(&'static str),
+    /// The engine has stopped.
+    #[error("the storage engine has stopped; look at the server's log for the first error")]
+    Stopped,
+    /// An internal rule was broken; the shard refuses further writes.
+    #[error(transparent)]
+    Broken(#[from] millrace_platform::invariant::Broken),
+}
+
+impl From<KeyError> for WriteError {
+    fn from(e: KeyError) -> Self {
+        match e {
+            KeyError::Gone { .. } => Self::TenantGone,
+            other => Self::KeysUnavailable(other.to_string()),
+        }
+    }
+}
+
+impl From<WalError> for WriteError {
+    fn from(e: WalError) -> Self {
+        if e.is_disk_full() { Self::DiskFull(e.to_string()) } else { Self::Log(e.to_string()) }
+    }
+}
+
+/// What the writer knows of a table beyond what readers see.
+struct TableState {
+    handle: Arc<TableHandle>,
+    /// Includes columns of records that are appended but not yet synced.
+    schema: Arc<TableSchema>,
+}
+
+struct TenantState {
+    handle: Arc<TenantHandle>,
+    key: KeyRef,
+    secret: u64,
+    tables: BTreeMap<(String, String), TableState>,
+    next_table_id: u64,
+    pending: Watermarks,
+}
+
+/// A write that is appended and waits for the sync.
+struct Appended {
+    lsn: u64,
+    tenant: TenantId,
+    rows: u64,
+    refusals: Refusals,
+    mark: Option<(StreamKey, SeqNo)>,
+    chunks: Vec<((String, String), Chunk)>,
+}
+
+enum Prepared {
+    Appended(Appended),
+    Unchanged(Refusals, bool, Option<(TenantId, StreamKey)>),
+}
+
+/// What a flush has to write: everything up to `lsn`.
+#[derive(Debug, Clone)]
+pub(crate) struct Sealed {
+    /// The last log position that the sealed chunks hold.
+    pub(crate) lsn: u64,
+    /// Durable watermarks at that position, of all streams of all tenants that wrote.
+    pub(crate) streams: Vec<(TenantId, StreamKey, SeqNo)>,
+    /// The next table id of each tenant.
+    pub(crate) next_table_ids: Vec<(TenantId, u64)>,
+}
+
+/// See the module head.
+pub(crate) struct ShardWriter {
+    wal: Arc<Wal>,
+    keys: Arc<dyn TenantKeySource>,
+    clock: Arc<dyn Clock>,
+    limits: EngineLimits,
+    shared: Arc<Shared>,
+    tenants: BTreeMap<TenantId, TenantState>,
+    last_lsn: u64,
+    payload: Vec<u8>,
+    broken: Option<WriteError>,
+}
+
+impl std::fmt::Debug for ShardWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShardWriter").field("last_lsn", &self.last_lsn).finish_non_exhaustive()
+    }
+}
+
+fn valid_database(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+}
+
+impl ShardWriter {
+    /// A writer over a recovered shard: `shared` holds all tables and watermarks.
+    pub(crate) fn new(
+        wal: Arc<Wal>,
+        keys: Arc<dyn TenantKeySource>,
+        clock: Arc<dyn Clock>,
+        limits: EngineLimits,
+        shared: Arc<Shared>,
+        last_lsn: u64,
+    ) -> Self {
+        Self {
+            wal,
+            keys,
+            clock,
+            limits,
+            shared,
+            tenants: BTreeMap::new(),
+            last_lsn,
+            payload: Vec::new(),
+            broken: None,
+        }
+    }
+
+    /// Stores a group of writes under one sync; answers in order.
+    pub(crate) fn commit_group(
+        &mut self,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<Receipt, WriteError>> {
+        let prepared: Vec<Result<Prepared, WriteError>> =
+            requests.into_iter().map(|r| self.prepare(r)).collect();
+        let last = prepared
+            .iter()
+            .filter_map(|p| match p {
+                Ok(Prepared::Appended(a)) => Some(a.lsn),
+                _ => None,
+            })
+            .max();
+        #[cfg(test)]
+        if planted(Bug::AckEarly) {
+            return self.answer_early(prepared);
+        }
+        let synced = last.map(|lsn| self.wal.commit(lsn));
+        match synced {
+            None => prepared.into_iter().map(|p| p.map(|p| self.answer_unchanged(p))).collect(),
+            Some(Ok(proof)) => prepared
+                .into_iter()
+                .map(|p| match p? {
+                    Prepared::Appended(a) => self.publish(&proof, a),
+                    other => Ok(self.answer_unchanged(other)),
+                })
+                .collect(),
+            Some(Err(e)) => {
+                let error = WriteError::from(e);
+                prepared
+                    .into_iter()
+                    .map(|p| match p? {
+                        Prepared::Appended(a) => {
+                            self.roll_back(&a);
+                            Err(error.clone())
+                        }
+                        // A duplicate of a row in this very group is not durable either.
+                        Prepared::Unchanged(_, true, _) => Err(error.clone()),
+                        other => Ok(self.answer_unchanged(other)),
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    /// The planted bug: publishes and answers without a sync.
+    #[cfg(test)]
+    fn answer_early(
+        &mut self,
+        prepared: Vec<Result<Prepared, WriteError>>,
+    ) -> Vec<Result<Receipt, WriteError>> {
+        let publish = |writer: &mut Self, a: Appended| {
+            for (name, chunk) in a.chunks {
+                if let Some(table) = writer.tenants.get(&a.tenant).and_then(|t| t.tables.get(&name)) {
+                    table.handle.publish(&table.schema, chunk);
+                }
+            }
+            writer.shared.note_lsn(a.lsn);
+            Receipt::unchanged(a.refusals, false, None)
+        };
+        prepared
+            .into_iter()
+            .map(|p| {
+                p.map(|p| match p {
+                    Prepared::Appended(a) => publish(self, a),
+                    other => self.answer_unchanged(other),
+                })
+            })
+            .collect()
+    }
+
+    fn answer_unchanged(&self, prepared: Prepared) -> Receipt {
+        match prepared {
+            Prepared::Unchanged(refusals, duplicate, stream) => {
+                let mark = stream.and_then(|(tenant, key)| {
+                    self.tenants.get(&tenant).map(|t| t.handle.durable(&key))
+                });
+                Receipt::unchanged(refusals, duplicate, mark)
+            }
+            // Unreachable by construction: appended writes are answered by `publish`.
+            Prepared::Appended(a) => Receipt::unchanged(a.refusals, false, None),
+        }
+    }
+
+    fn tenant(&mut self, id: TenantId) -> Result<&mut TenantState, WriteError> {
+        // Asking each time keeps a shredded tenant from writing under a cached key.
+        let keys = self.keys.current(&id.0)?;
+        let key = KeyRef { owner: id.0, version: keys.version() };
+        let secret = keys.series_secret();
+        let shared = &self.shared;
+        let state = self.tenants.entry(id).or_insert_with(|| {
+            let handle = shared.tenant_or_new(id);
+            let tables = handle
+                .tables()
+                .iter()
+                .map(|(name, table)| {
+                    let schema = Arc::clone(&table.current.load().schema);
+                    (name.clone(), TableState { handle: Arc::clone(table), schema })
+                })
+                .collect::<BTreeMap<_, _>>();
+            let highest = tables.values().map(|t| t.handle.table_id).max().unwrap_or(0);
+            let pending = handle.all_durable();
+            let next_table_id = shared.next_table_id(id).max(highest + 1);
+            TenantState { handle, key, secret, tables, next_table_id, pending }
+        });
+        state.key = key;
+        Ok(state)
+    }
+
+    fn prepare(&mut self, request: WriteRequest) -> Result<Prepared, WriteError> {
+        if let Some(e) = &self.broken {
+            return Err(e.clone());
+        }
+        if !valid_database(&request.database) {
+            return Err(WriteError::Database(request.database.chars().take(80).collect()));
+        }
+        let now_ns = self.clock.now_ns();
+        let limits = self.limits.clone();
+        let tenant = self.tenant(request.tenant)?;
+        let mut refusals = Refusals::default();
+        let mut first_line = 0;
+        let mut mark = None;
+        if let Origin::Stream(header) = &request.origin {
+            let rows = header.seq_hi.0.wrapping_sub(header.seq_lo.0).wrapping_add(1);
+            let highest = request.tables.iter().flat_map(|t| t.line.iter()).max().copied();
+            if highest.is_some_and(|line| u64::from(line) > rows) {
+                return Err(WriteError::Sequence(format!(
+                    "the frame numbers {rows} rows but carries row {}",
+                    highest.unwrap_or(0)
+                )));
+            }
+            match decide(tenant.pending.get(&header.key), header) {
+                Verdict::Duplicate if planted(Bug::DoubleApply) => first_line = 1,
+                Verdict::Duplicate => {
+                    let stream = Some((request.tenant, header.key.clone()));
+                    metrics::counter!(Metric::IngestDuplicates.name(), "tenant" => request.tenant.to_string())
+                        .increment(1);
+                    return Ok(Prepared::Unchanged(refusals, true, stream));
+                }
+                Verdict::Missing => {
+                    return Err(WriteError::Missing {
+                        key: Box::new(header.key.clone()),
+                        durable: tenant.pending.get(&header.key),
+                        seq_lo: header.seq_lo,
+                    });
+                }
+                Verdict::Invalid => {
+                    return Err(WriteError::Sequence(format!(
+                        "{} to {}; numbers start at 1 and do not run backward",
+                        header.seq_lo, header.seq_hi
+                    )));
+                }
+                Verdict::Take { from } => {
+                    // Row i of the frame (from 1) has number seq_lo + i - 1.
+                    first_line = (from.0 - header.seq_lo.0 + 1) as u32;
+                    mark = Some((header.key.clone(), header.seq_hi));
+                }
+            }
+        }
+        for batch in &request.tables {
+            batch.check()?;
+        }
+        let mut tables = Vec::with_capacity(request.tables.len());
+        let mut ordinals = Vec::with_capacity(request.tables.len());
+        for batch in request.tables {
+            let name = (request.database.clone(), batch.table.clone());
+            let table = tenant.table(&name);
+            let mut schema = TableSchema::clone(&table.schema);
+            let version = schema.version;
+            let resolved = resolve(
+                batch,
+                &mut schema,
+                &table.handle.dictionary,
+                &limits,
+                now_ns,
+                first_line,
+                &mut refusals,
+            );
+            if schema.version != version {
+                table.schema = Arc::new(schema);
+            }
+            let Some(Resolved { batch, field_ids, sids, ordinals: by_key }) = resolved else {
+                continue;
+            };
+            let schema = &table.schema;
+            let tags = if schema.tags.len() > table.handle.flushed_tags() {
+                schema.tags.clone()
+            } else {
+                Vec::new()
+            };
+            ordinals.push(by_key);
+            tables.push(RecordTable {
+                table_id: table.handle.table_id,
+                tags,
+                field_ids,
+                sids,
+                batch,
+            });
+        }
+        if tables.is_empty() && mark.is_none() {
+            return Ok(Prepared::Unchanged(refusals, false, None));
+        }
+        let record = Record { origin: request.origin, database: request.database, tables };
+        let key = tenant.key;
+        self.payload.clear();
+        record.encode(&mut self.payload);
+        let lsn = self.wal.append(key, &self.payload)?;
+        self.last_lsn = lsn;
+        // Borrowed again: the log and the tenant are different fields of one writer.
+        if let Some((stream, to)) = &mark
+            && let Some(tenant) = self.tenants.get_mut(&request.tenant)
+            && let Err(e) = tenant.pending.advance(stream, *to)
+        {
+            self.broken = Some(WriteError::Broken(e.clone()));
+            return Err(e.into());
+        }
+        let rows = record.tables.iter().map(|t| t.batch.rows() as u64).sum();
+        let database = record.database;
+        let chunks = record
+            .tables
+            .into_iter()
+            .zip(ordinals)
+            .map(|(t, by_key)| {
+                let name = (database.clone(), t.batch.table.clone());
+                (name, into_chunk(lsn, t.batch, &t.field_ids, &by_key))
+            })
+            .collect();
+        Ok(Prepared::Appended(Appended { lsn, tenant: request.tenant, rows, refusals, mark, chunks }))
+    }
+
+    fn publish(&mut self, proof: &Synced, write: Appended) -> Result<Receipt, WriteError> {
+        let Some(tenant) = self.tenants.get(&write.tenant) else { return Err(WriteError::Stopped) };
+        for (name, chunk) in write.chunks {
+            if let Some(table) = tenant.tables.get(&name) {
+                self.shared.charge(&chunk);
+                table.handle.publish(&table.schema, chunk);
+            }
+        }
+        let mut mark = None;
+        if let Some((stream, to)) = &write.mark {
+            if let Err(e) = tenant.handle.advance_durable(stream, *to) {
+                self.broken = Some(WriteError::Broken(e.clone()));
+                return Err(e.into());
+            }
+            mark = Some(*to);
+        }
+        self.shared.note_lsn(write.lsn);
+        let id = write.tenant.to_string();
+        metrics::counter!(Metric::IngestRows.name(), "tenant" => id.clone()).increment(write.rows);
+        if write.refusals.count > 0 {
+            metrics::counter!(Metric::IngestRefused.name(), "tenant" => id)
+                .increment(write.refusals.count);
+        }
+        Ok(Receipt::after(proof, write.lsn, write.rows, write.refusals, mark))
+    }
+
+    fn roll_back(&mut self, write: &Appended) {
+        if let Some((stream, _)) = &write.mark
+            && let Some(tenant) = self.tenants.get_mut(&write.tenant)
+        {
+            let durable = tenant.handle.durable(stream);
+            tenant.pending.reset(stream, durable);
+        }
+    }
+
+    /// Moves every table's active chunks to the flush and says what they cover.
+    pub(crate) fn seal(&mut self) -> Sealed {
+        let mut streams = Vec::new();
+        let mut next_table_ids = Vec::new();
+        for (id, tenant) in &self.tenants {
+            for table in tenant.tables.values() {
+                table.handle.seal();
+            }
+            for (key, hi) in tenant.handle.all_durable().iter() {
+                streams.push((*id, key.clone(), *hi));
+            }
+            next_table_ids.push((*id, tenant.next_table_id));
+        }
+        // Chunks replayed for tenants that have not written since the start.
+        for handle in self.shared.tenants() {
+            if self.tenants.contains_key(&handle.id) {
+                continue;
+            }
+            for table in handle.tables().values() {
+                table.seal();
+            }
+            for (key, hi) in handle.all_durable().iter() {
+                streams.push((handle.id, key.clone(), *hi));
+            }
+        }
+        Sealed { lsn: self.shared.durable_lsn(), streams, next_table_ids }
+    }
+}
+
+impl TenantState {
+    fn table(&mut self, name: &(String, String)) -> &mut TableState {
+        let (handle, next, secret) = (&self.handle, &mut self.next_table_id, self.secret);
+        self.tables.entry(name.clone()).or_insert_with(|| {
+            let id = *next;
+            *next += 1;
+            let schema = TableSchema::new(id, &name.1);
+            let dictionary = SeriesDictionary::new(secret);
+            let table =
+                Arc::new(TableHandle::new(name.0.clone(), schema.clone(), dictionary, Vec::new(), false));
+            handle.add_table(&name.1, Arc::clone(&table));
+            TableState { handle: table, schema: Arc::new(schema) }
+        })
+    }
+}
+
+/// The chunk of a resolved batch; `by_key` gives each batch series its ordinal.
+pub(super) fn into_chunk(lsn: u64, batch: TableBatch, field_ids: &[u32], by_key: &[u32]) -> Chunk {
+    let ordinal = batch
+        .series
+        .iter()
+        .map(|s| by_key.get(*s as usize).copied().unwrap_or(u32::MAX))
+        .collect();
+    let fields = batch
+        .fields
+        .into_iter()
+        .zip(field_ids)
+        .map(|(f, id)| ChunkField { id: *id, values: f.values, present: f.present })
+        .collect();
+    Chunk::new(lsn, batch.time, ordinal, fields)
+}

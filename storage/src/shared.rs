@@ -1,0 +1,118 @@
+//! What the writer, the flush and the readers of one shard share.
+//!
+//! Owns: the map of tenants, the durable log position, the memtable's size.
+//! Never: does I/O; holds a lock longer than a map operation.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use millrace_platform::metric::Metric;
+use millrace_protocol::ids::TenantId;
+
+use crate::{
+    memtable::chunk::Chunk,
+    shard::{tenant::TenantHandle, watermark::Watermarks},
+};
+
+/// See the module head.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    tenants: RwLock<BTreeMap<TenantId, Arc<TenantHandle>>>,
+    next_table_ids: RwLock<BTreeMap<TenantId, u64>>,
+    durable_lsn: AtomicU64,
+    memtable_bytes: AtomicUsize,
+    memtable_rows: AtomicUsize,
+}
+
+impl Shared {
+    /// The tenant's handle, if it has ever written.
+    pub(crate) fn tenant(&self, id: TenantId) -> Option<Arc<TenantHandle>> {
+        self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The tenant's handle, made if needed.
+    pub(crate) fn tenant_or_new(&self, id: TenantId) -> Arc<TenantHandle> {
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(tenants.entry(id).or_insert_with(|| {
+            Arc::new(TenantHandle::new(id, BTreeMap::new(), Watermarks::default()))
+        }))
+    }
+
+    /// Puts a recovered tenant in place.
+    pub(crate) fn insert(&self, handle: TenantHandle, next_table_id: u64) {
+        let id = handle.id;
+        self.tenants
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, Arc::new(handle));
+        self.next_table_ids
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, next_table_id);
+    }
+
+    /// All tenants.
+    pub(crate) fn tenants(&self) -> Vec<Arc<TenantHandle>> {
+        self.tenants.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The first table id that the tenant has never used, as far as the manifest knows.
+    pub(crate) fn next_table_id(&self, id: TenantId) -> u64 {
+        let ids = self.next_table_ids.read().unwrap_or_else(PoisonError::into_inner);
+        ids.get(&id).copied().unwrap_or(1)
+    }
+
+    /// The last published log position.
+    pub(crate) fn durable_lsn(&self) -> u64 {
+        self.durable_lsn.load(Ordering::Acquire)
+    }
+
+    /// Notes a published log position.
+    pub(crate) fn note_lsn(&self, lsn: u64) {
+        self.durable_lsn.fetch_max(lsn, Ordering::AcqRel);
+    }
+
+    /// Counts a published chunk.
+    pub(crate) fn charge(&self, chunk: &Chunk) {
+        let bytes = self.memtable_bytes.fetch_add(chunk.bytes, Ordering::AcqRel) + chunk.bytes;
+        let rows = self.memtable_rows.fetch_add(chunk.rows(), Ordering::AcqRel) + chunk.rows();
+        show(bytes, rows);
+    }
+
+    /// Sets the size after a flush, recounted from what is still there.
+    pub(crate) fn recount(&self) {
+        let (mut bytes, mut rows) = (0, 0);
+        for tenant in self.tenants() {
+            for table in tenant.tables().values() {
+                let version = table.current.load();
+                for chunk in version.flushing.iter().chain(&version.active) {
+                    bytes += chunk.bytes;
+                    rows += chunk.rows();
+                }
+            }
+        }
+        self.memtable_bytes.store(bytes, Ordering::Release);
+        self.memtable_rows.store(rows, Ordering::Release);
+        show(bytes, rows);
+    }
+
+    /// Bytes in memtables.
+    pub(crate) fn memtable_bytes(&self) -> usize {
+        self.memtable_bytes.load(Ordering::Acquire)
+    }
+
+    /// Rows in memtables.
+    pub(crate) fn memtable_rows(&self) -> usize {
+        self.memtable_rows.load(Ordering::Acquire)
+    }
+}
+
+fn show(bytes: usize, rows: usize) {
+    metrics::gauge!(Metric::MemtableBytes.name()).set(bytes as f64);
+    metrics::gauge!(Metric::MemtableRows.name()).set(rows as f64);
+}

@@ -1,0 +1,8 @@
+//! Storage as a whole on a simulated disk, beside a reference model: what is acknowledged is
+//! there, once, after any crash; and the proof that this suite would notice if it were not.
+
+mod crash;
+mod model;
+mod planted_bugs;
+mod rows;
+mod world;

@@ -1,0 +1,80 @@
+//! What a reader holds: one tenant's tables at one moment, immutable.
+//!
+//! Owns: the pictures. Never: shows rows that are not durable, or another tenant's.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use millrace_protocol::ids::{Lsn, TenantId};
+
+use crate::{
+    files::FileAccess,
+    schema::TableSchema,
+    series::dictionary::SeriesView,
+    shard::{table::TableVersion, tenant::TenantHandle},
+};
+
+/// One tenant's tables.
+#[derive(Debug, Clone)]
+pub struct TenantSnapshot {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Every write acknowledged up to here is in it.
+    pub lsn: Lsn,
+    /// Database -> table -> picture.
+    pub databases: BTreeMap<String, BTreeMap<String, Arc<TableSnapshot>>>,
+}
+
+/// One table at one moment.
+#[derive(Debug, Clone)]
+pub struct TableSnapshot {
+    /// The columns.
+    pub schema: Arc<TableSchema>,
+    /// The series, in sort order; may hold series whose rows are not in this picture.
+    pub series: Arc<SeriesView>,
+    pub(crate) version: Arc<TableVersion>,
+    pub(crate) access: FileAccess,
+}
+
+impl TableSnapshot {
+    /// Rows in files plus rows in memory: an upper bound, since equal rows collapse.
+    pub fn rows_upper_bound(&self) -> u64 {
+        let files: u64 = self.version.files.iter().map(|f| f.rows).sum();
+        files + self.memtable_rows()
+    }
+
+    /// Rows not yet in files.
+    pub fn memtable_rows(&self) -> u64 {
+        let chunks = self.version.flushing.iter().chain(&self.version.active);
+        chunks.map(|c| c.rows() as u64).sum()
+    }
+
+    /// Committed files.
+    pub fn files(&self) -> &[Arc<crate::manifest::FileEntry>] {
+        &self.version.files
+    }
+
+    /// Smallest and largest time that any row may have; `None` if there are no rows.
+    pub fn time_bounds(&self) -> Option<(i64, i64)> {
+        let chunks = self.version.flushing.iter().chain(&self.version.active);
+        let mem = chunks.map(|c| (c.t_min, c.t_max));
+        let files = self.version.files.iter().map(|f| (f.t_min, f.t_max));
+        mem.chain(files).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+    }
+}
+
+/// Takes the picture of one tenant.
+pub(crate) fn take(tenant: &TenantHandle, lsn: u64, access: &FileAccess) -> TenantSnapshot {
+    let mut databases: BTreeMap<String, BTreeMap<String, Arc<TableSnapshot>>> = BTreeMap::new();
+    for ((database, table), handle) in tenant.tables().iter() {
+        // Version before series: a row's series is in the dictionary before the row is visible.
+        let version = handle.current.load_full();
+        let snapshot = TableSnapshot {
+            schema: Arc::clone(&version.schema),
+            series: handle.dictionary.view(),
+            version,
+            access: access.clone(),
+        };
+        databases.entry(database.clone()).or_default().insert(table.clone(), Arc::new(snapshot));
+    }
+    TenantSnapshot { tenant: tenant.id, lsn: Lsn(lsn), databases }
+}
