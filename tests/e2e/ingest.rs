@@ -80,8 +80,8 @@ fn compressed_bodies_are_taken_and_a_bomb_is_refused() {
     assert!((200..300).contains(&answer.status), "{}", answer.text());
     assert_eq!(client.number(DB, "SELECT count(*) AS n FROM gz"), 1000);
     assert_eq!(client.number(DB, "SELECT count(*) AS n FROM zs"), 1000);
-    // 1 GiB of line feeds in about a megabyte.
-    let bomb = gzip(&vec![b'\n'; 1 << 30]);
+    // 100 MiB of line feeds in about 100 KiB.
+    let bomb = gzip(&vec![b'\n'; 100 << 20]);
     let answer = client.post(path, &[("content-encoding", "gzip")], &bomb);
     assert_eq!(answer.status, 413, "{}", answer.text());
 }
@@ -176,7 +176,7 @@ fn d4_hostile_requests_get_the_status_and_code_that_the_corpus_says() {
     assert_eq!(client.get("/health").status, 200);
     assert_eq!(client.number(DB, "SELECT count(*) AS n FROM known"), 1);
     assert!(wrong.is_empty(), "{} of {sent}:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(sent >= 120, "the corpus lost entries: {sent}");
+    assert!(sent >= 200, "the corpus lost entries: {sent}");
 }
 
 #[test]
