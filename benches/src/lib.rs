@@ -12,6 +12,7 @@
 )]
 
 pub mod figures;
+pub mod fixture;
 pub mod load;
 pub mod server;
 pub mod tsbs;
