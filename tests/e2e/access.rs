@@ -1,6 +1,6 @@
 //! Who may do what: tenants do not see each other, tokens do what their scopes say.
 
-use millrace_tests::{World, http::encode, scan};
+use millrace_tests::{World, device, http::encode, scan};
 use serde_json::json;
 
 use crate::NEW_YEAR_NS;
@@ -193,4 +193,27 @@ fn base64(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+#[test]
+fn a1_flight_shows_each_tenant_its_own_and_nobody_nothing() {
+    let (world, a, b) = two_tenants();
+    let ticket = |db: &str, sql: &str| {
+        json!({ "database": db, "sql_query": sql, "query_type": "sql" }).to_string().into_bytes()
+    };
+    let ca = world.ca();
+    let all = ticket("default", "SELECT * FROM canarytableqzx");
+    assert_eq!(device::get(&a, &ca, &all).unwrap(), 50);
+    let status = device::get(&b, &ca, &all).unwrap_err();
+    for canary in ["canaryvalueqzx", "canaryfieldqzx", "canarytextqzx", "canarytagqzx"] {
+        assert!(!format!("{status:?}").contains(canary), "{status:?}");
+    }
+    assert_eq!(device::get(&b, &ca, &ticket("default", "SELECT * FROM own")).unwrap(), 1);
+    let nobody = world.client(None);
+    let status = device::get(&nobody, &ca, &all).unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unauthenticated, "{status:?}");
+    for wrong in [&b"not json"[..], b"", b"{}", b"\xff\xfe"] {
+        let status = device::get(&a, &ca, wrong).unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{wrong:?}: {status:?}");
+    }
 }

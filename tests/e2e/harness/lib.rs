@@ -13,6 +13,7 @@
 )]
 
 pub mod corpus;
+pub mod device;
 pub mod edge;
 pub mod http;
 pub mod ledger;
@@ -22,6 +23,7 @@ pub mod scan;
 pub mod server;
 pub mod wire;
 
+pub use device::Device;
 pub use edge::Forwarder;
 pub use http::{Answer, Client};
 pub use ledger::Ledger;
