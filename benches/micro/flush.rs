@@ -1,5 +1,10 @@
 //! Stage: rows in memory to sealed column files and one manifest commit.
-#![allow(missing_docs, clippy::disallowed_methods, clippy::expect_used, reason = "criterion generates the harness, and a benchmark stops at the first surprise")]
+#![allow(
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "criterion generates the harness, and a benchmark stops at the first surprise"
+)]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,10 @@
 //! Stage: appends to the log and one sync for all who wait, by number of writers.
-#![allow(missing_docs, clippy::disallowed_methods, clippy::expect_used, reason = "criterion generates the harness, and a benchmark stops at the first surprise")]
+#![allow(
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "criterion generates the harness, and a benchmark stops at the first surprise"
+)]
 
 use std::{
     sync::Arc,

@@ -1,5 +1,9 @@
 //! Stage: line protocol to column batches, on TSBS rows of about 346 bytes.
-#![allow(missing_docs, clippy::disallowed_methods, reason = "criterion generates the harness and reads the clock")]
+#![allow(
+    missing_docs,
+    clippy::disallowed_methods,
+    reason = "criterion generates the harness and reads the clock"
+)]
 
 use std::hint::black_box;
 

@@ -1,5 +1,10 @@
 //! Stage: sealed column files to record batches, whole, by column and by series.
-#![allow(missing_docs, clippy::disallowed_methods, clippy::expect_used, reason = "criterion generates the harness, and a benchmark stops at the first surprise")]
+#![allow(
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "criterion generates the harness, and a benchmark stops at the first surprise"
+)]
 
 use std::sync::Arc;
 

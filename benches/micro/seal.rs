@@ -1,5 +1,10 @@
 //! Stage: sealing objects in 64 KiB chunks, opening them whole and by range.
-#![allow(missing_docs, clippy::disallowed_methods, clippy::expect_used, reason = "criterion generates the harness, and a benchmark stops at the first surprise")]
+#![allow(
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "criterion generates the harness, and a benchmark stops at the first surprise"
+)]
 
 use std::hint::black_box;
 

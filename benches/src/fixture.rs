@@ -84,10 +84,7 @@ pub fn tenant() -> TenantId {
 }
 
 /// An engine over a folder, with room for `memory_bytes` of rows before it flushes by itself.
-pub async fn engine(
-    folder: &Path,
-    memory_bytes: usize,
-) -> Result<Engine, OpenError> {
+pub async fn engine(folder: &Path, memory_bytes: usize) -> Result<Engine, OpenError> {
     Engine::open(EngineConfig {
         disk: Arc::new(RealDisk),
         clock: Arc::new(SystemClock::new()),

@@ -49,13 +49,19 @@ impl Connection {
         let socket = TcpStream::connect(base.trim_start_matches("https://"))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(Duration::from_secs(120)))?;
-        let connection = ClientConnection::new(Arc::clone(tls), ServerName::try_from("127.0.0.1")?)?;
+        let connection =
+            ClientConnection::new(Arc::clone(tls), ServerName::try_from("127.0.0.1")?)?;
         let stream = StreamOwned::new(connection, socket);
         Ok(Self { stream, token: token.to_owned(), buffer: vec![0; 64 << 10] })
     }
 
     /// Sends one request and reads the whole answer: status and body.
-    pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Result<(u16, Vec<u8>), Failed> {
+    pub fn request(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+    ) -> Result<(u16, Vec<u8>), Failed> {
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
             self.token,
@@ -152,7 +158,9 @@ pub fn send_all(
                         let (status, body) = connection.request("POST", path, batch)?;
                         if !(200..300).contains(&status) {
                             let body = String::from_utf8_lossy(&body).into_owned();
-                            return Err(Failed(format!("batch {at} was answered {status}: {body}")));
+                            return Err(Failed(format!(
+                                "batch {at} was answered {status}: {body}"
+                            )));
                         }
                         acks.push(begun.elapsed());
                         progress(at);
@@ -179,8 +187,12 @@ mod tests {
     fn an_answer_is_read_when_it_is_whole_and_not_before() {
         assert_eq!(parse(b"HTTP/1.1 204 No Content\r\n\r\n"), Some((204, vec![])));
         assert_eq!(parse(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nh"), None);
-        assert_eq!(parse(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"), Some((200, b"hi".to_vec())));
-        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n";
+        assert_eq!(
+            parse(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"),
+            Some((200, b"hi".to_vec()))
+        );
+        let chunked =
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n";
         assert_eq!(parse(chunked), Some((200, b"hi!".to_vec())));
     }
 }

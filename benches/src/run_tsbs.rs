@@ -42,7 +42,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     let mut generator = Generator::new(args.seed, args.hosts, args.hours);
     let total = generator.total_rows();
-    eprintln!("tsbs: {total} rows of {} hosts over {} h, seed {}", args.hosts, args.hours, args.seed);
+    eprintln!(
+        "tsbs: {total} rows of {} hosts over {} h, seed {}",
+        args.hosts, args.hours, args.seed
+    );
     let bar = bar("generating", total);
     let mut batches = Vec::new();
     loop {
@@ -69,9 +72,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     let bar = self::bar("loading", total);
     let per_batch = args.batch as u64;
     let path = "/api/v3/write_lp?db=default&precision=nanosecond";
-    let sent = load::send_all(&server.base, &ca, &token, path, &batches, args.connections, &|_| {
-        bar.inc(per_batch);
-    })?;
+    let sent =
+        load::send_all(&server.base, &ca, &token, path, &batches, args.connections, &|_| {
+            bar.inc(per_batch);
+        })?;
     bar.finish_and_clear();
     drop(batches);
     let loaded_cpu = server.cpu();
@@ -110,7 +114,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
             ("connections".to_owned(), json!(args.connections)),
             ("batch".to_owned(), json!(args.batch)),
             ("sent_bytes_per_row".to_owned(), json!(round(sent_bytes as f64 / total as f64, 1))),
-            ("cpu_s_per_mrow_at_last_ack".to_owned(), json!(round(loaded_cpu.as_secs_f64() / million, 3))),
+            (
+                "cpu_s_per_mrow_at_last_ack".to_owned(),
+                json!(round(loaded_cpu.as_secs_f64() / million, 3)),
+            ),
             ("log_bytes_per_row".to_owned(), json!(round(log_bytes as f64 / total as f64, 2))),
             ("verify_ms".to_owned(), json!(round(verify_ms, 1))),
             ("optimised".to_owned(), json!(!cfg!(debug_assertions))),
@@ -125,7 +132,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
 }
 
 fn bar(what: &'static str, total: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:10} {bar:40} {human_pos} of {human_len} rows, {per_sec}, {eta} left");
+    let style = ProgressStyle::with_template(
+        "{msg:10} {bar:40} {human_pos} of {human_len} rows, {per_sec}, {eta} left",
+    );
     let bar = ProgressBar::new(total).with_message(what);
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
@@ -146,7 +155,10 @@ fn ask(connection: &mut load::Connection, sql: &str) -> Result<Value, Failed> {
 /// differs although the count is right.
 fn verify(connection: &mut load::Connection, manifest: &Manifest) -> Result<(u64, u64), Failed> {
     let number = |row: &Value, key: &str| row.get(key).and_then(Value::as_i64);
-    let row = ask(connection, &format!("SELECT count(*) AS n, count(DISTINCT hostname) AS hosts FROM {TABLE}"))?;
+    let row = ask(
+        connection,
+        &format!("SELECT count(*) AS n, count(DISTINCT hostname) AS hosts FROM {TABLE}"),
+    )?;
     let found = number(&row, "n").and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
     let lost = manifest.rows.saturating_sub(found);
     let doubled = found.saturating_sub(manifest.rows);
@@ -157,15 +169,22 @@ fn verify(connection: &mut load::Connection, manifest: &Manifest) -> Result<(u64
         return Err(Failed(format!("{} hosts expected: {row}", manifest.hosts)));
     }
     for (name, field) in FIELDS.iter().zip(&manifest.fields) {
-        let sql = format!("SELECT sum({name}) AS sum, min({name}) AS min, max({name}) AS max FROM {TABLE}");
+        let sql = format!(
+            "SELECT sum({name}) AS sum, min({name}) AS min, max({name}) AS max FROM {TABLE}"
+        );
         let row = ask(connection, &sql)?;
         let seconds = manifest.last_time_ns / 1_000_000_000;
-        let sql = format!("SELECT sum({name}) AS last FROM {TABLE} WHERE time = to_timestamp_seconds({seconds})");
+        let sql = format!(
+            "SELECT sum({name}) AS last FROM {TABLE} WHERE time = to_timestamp_seconds({seconds})"
+        );
         let last = ask(connection, &sql)?;
-        let seen = [number(&row, "sum"), number(&row, "min"), number(&row, "max"), number(&last, "last")];
+        let seen =
+            [number(&row, "sum"), number(&row, "min"), number(&row, "max"), number(&last, "last")];
         let expected = [field.sum, field.min, field.max, field.last].map(Some);
         if seen != expected {
-            return Err(Failed(format!("{name}: sum, min, max, last are {seen:?}, not {expected:?}")));
+            return Err(Failed(format!(
+                "{name}: sum, min, max, last are {seen:?}, not {expected:?}"
+            )));
         }
     }
     Ok((lost, doubled))

@@ -129,8 +129,10 @@ impl Server {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let text = text.unwrap_or_default();
         let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-        let kib: f64 =
-            line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok()).unwrap_or(0.0);
+        let kib: f64 = line
+            .and_then(|l| l.split_whitespace().next())
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0.0);
         crate::figures::round(kib / 1024.0, 1)
     }
 
@@ -143,7 +145,8 @@ impl Server {
         while quiet < 6 && Instant::now() < deadline {
             std::thread::park_timeout(Duration::from_millis(500));
             let now = self.cpu();
-            quiet = if now.saturating_sub(before) <= Duration::from_millis(10) { quiet + 1 } else { 0 };
+            quiet =
+                if now.saturating_sub(before) <= Duration::from_millis(10) { quiet + 1 } else { 0 };
             before = now;
         }
     }
@@ -166,7 +169,11 @@ impl Server {
         }
         let cpu = self.cpu();
         let status = self.child.wait()?;
-        if status.success() { Ok(cpu) } else { Err(Failed(format!("the server ended with {status}"))) }
+        if status.success() {
+            Ok(cpu)
+        } else {
+            Err(Failed(format!("the server ended with {status}")))
+        }
     }
 }
 

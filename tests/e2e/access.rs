@@ -51,7 +51,11 @@ fn questions() -> Vec<(&'static str, String)> {
             for format in ["json", "csv", "pretty", "arrow"] {
                 all.push((
                     "GET",
-                    format!("/api/v3/query_sql?db={}&format={format}&q={}", encode(db), encode(question)),
+                    format!(
+                        "/api/v3/query_sql?db={}&format={format}&q={}",
+                        encode(db),
+                        encode(question)
+                    ),
                 ));
             }
         }
@@ -143,7 +147,11 @@ fn a3_a_token_does_what_its_scopes_say_and_nothing_else() {
     assert_eq!(write.sql_as("default", "SELECT 1", "json").status, 403);
     for client in [&read, &write] {
         let body = json!({ "name": "mine" }).to_string();
-        let made = client.post("/api/v1/tenants", &[("content-type", "application/json")], body.as_bytes());
+        let made = client.post(
+            "/api/v1/tenants",
+            &[("content-type", "application/json")],
+            body.as_bytes(),
+        );
         assert!(matches!(made.status, 401 | 403), "{}", made.text());
     }
     let nobody = world.client(None);
@@ -170,9 +178,16 @@ fn a3_tokens_are_taken_in_every_place_where_clients_put_them() {
     let token = client.token.clone().unwrap();
     let nobody = world.client(None);
     let basic = format!("Basic {}", base64(format!("any:{token}").as_bytes()));
-    for value in [format!("Bearer {token}"), format!("Token {token}"), format!("bearer {token}"), basic] {
+    for value in
+        [format!("Bearer {token}"), format!("Token {token}"), format!("bearer {token}"), basic]
+    {
         let answer = nobody
-            .send("GET", "/api/v3/query_sql?db=default&q=SELECT%201%20AS%20one", &[("authorization", &value)], b"")
+            .send(
+                "GET",
+                "/api/v3/query_sql?db=default&q=SELECT%201%20AS%20one",
+                &[("authorization", &value)],
+                b"",
+            )
             .unwrap();
         assert_eq!(answer.status, 200, "{value}: {}", answer.text());
     }

@@ -14,7 +14,12 @@ const TABLE: &str = "edge";
 
 /// Reads the table until the condition holds; the test fails if it never does. Each look is a
 /// query, so this waits by asking, not by sleeping.
-fn until(world: &World, client: &millrace_tests::Client, what: &str, rows: usize) -> BTreeMap<ledger::RowName, u64> {
+fn until(
+    world: &World,
+    client: &millrace_tests::Client,
+    what: &str,
+    rows: usize,
+) -> BTreeMap<ledger::RowName, u64> {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let found = ledger::found(client, DB, TABLE);
@@ -87,14 +92,19 @@ fn d2_e6_e9_forwarder_and_server_are_killed_again_and_again_and_every_row_arrive
     // The first row that the running forwarder was given.
     let mut given_from = 1u64;
     let mut certain = Ledger::default();
-    let rounds: u64 = std::env::var("MILLRACE_TEST_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(100);
+    let rounds: u64 =
+        std::env::var("MILLRACE_TEST_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(100);
     for round in 1..=rounds {
         let count = random.between(1, 200);
         // What is on its way through standard input when the forwarder dies was never taken in:
         // it may arrive or not, but never twice.
         certain.sending((next..next + count).map(|n| (1, n)));
         let wrote = edge.process().write(ledger_lines(TABLE, 1, next, count).as_bytes());
-        assert!(wrote, "round {round}: the forwarder stopped reading: {}", String::from_utf8_lossy(&edge.said()));
+        assert!(
+            wrote,
+            "round {round}: the forwarder stopped reading: {}",
+            String::from_utf8_lossy(&edge.said())
+        );
         let last = next + count - 1;
         next += count;
         std::thread::park_timeout(Duration::from_millis(random.between(0, 60)));
@@ -112,8 +122,13 @@ fn d2_e6_e9_forwarder_and_server_are_killed_again_and_again_and_every_row_arrive
             _ => {
                 // A quiet round: everything that this forwarder was given must arrive.
                 let deadline = std::time::Instant::now() + PATIENCE;
-                while client.number(DB, &format!("SELECT max(n) AS n FROM {TABLE}")) < i64::try_from(last).unwrap() {
-                    assert!(std::time::Instant::now() < deadline, "round {round}: row {last} never arrived");
+                while client.number(DB, &format!("SELECT max(n) AS n FROM {TABLE}"))
+                    < i64::try_from(last).unwrap()
+                {
+                    assert!(
+                        std::time::Instant::now() < deadline,
+                        "round {round}: row {last} never arrived"
+                    );
                     std::thread::park_timeout(Duration::from_millis(20));
                 }
                 certain.acked((given_from..=last).map(|n| (1, n)));
@@ -147,7 +162,6 @@ fn e6_rows_taken_in_during_an_outage_arrive_after_it() {
     world.start();
     let found = until(&world, &client, "after the outage", 1100);
     assert_eq!(found.len(), 1100);
-
 }
 
 /// Three rows of the ledger's table, as a forwarder sends them.
@@ -212,7 +226,12 @@ fn e3_a_claim_works_once_and_a_device_speaks_only_for_itself() {
     let (_key, request) = device::key_and_request();
     assert!((200..300).contains(&device::enrol(&nobody, &code, &request).status));
     let again = device::enrol(&nobody, &code, &request);
-    assert!(matches!(again.status, 401 | 403 | 404 | 409 | 410), "{} {}", again.status, again.text());
+    assert!(
+        matches!(again.status, 401 | 403 | 404 | 409 | 410),
+        "{} {}",
+        again.status,
+        again.text()
+    );
     let code = world.claim("acme");
     let nonsense = device::enrol(&nobody, &code, "no request at all");
     assert_eq!(nonsense.status, 400, "{}", nonsense.text());
@@ -220,7 +239,8 @@ fn e3_a_claim_works_once_and_a_device_speaks_only_for_itself() {
     let foreign = [(device::header(&second.stream("s", 1), 1, 3), three_rows(1))];
     let status = first.put(device::messages(&foreign)).unwrap_err();
     assert_eq!(status.code(), tonic::Code::PermissionDenied, "{status:?}");
-    let unknown = device::put_with_token(&nobody, &world.ca(), device::messages(&foreign)).unwrap_err();
+    let unknown =
+        device::put_with_token(&nobody, &world.ca(), device::messages(&foreign)).unwrap_err();
     assert_eq!(unknown.code(), tonic::Code::Unauthenticated, "{unknown:?}");
 }
 
@@ -232,7 +252,9 @@ fn spoil(entry: &corpus::Entry, stream: &StreamKey) -> Vec<arrow_flight::FlightD
     };
     let mut messages = device::messages(&[(header, three_rows(1))]);
     let number = |key: &str| entry.raw.get(key).and_then(serde_json::Value::as_i64);
-    let place = |at: i64, len: usize| usize::try_from(if at < 0 { at + i64::try_from(len).unwrap() } else { at }).unwrap();
+    let place = |at: i64, len: usize| {
+        usize::try_from(if at < 0 { at + i64::try_from(len).unwrap() } else { at }).unwrap()
+    };
     if let Some(at) = number("drop") {
         messages.remove(place(at, messages.len()));
     }

@@ -28,12 +28,17 @@ fn d4_a_bad_line_is_named_and_the_good_ones_are_kept() {
 #[test]
 fn d4_the_older_write_endpoints_say_it_in_their_own_shape() {
     let (_world, client) = World::with_tenant();
-    for path in ["/api/v2/write?bucket=default&org=any&precision=ns", "/write?db=default&precision=ns"] {
+    for path in
+        ["/api/v2/write?bucket=default&org=any&precision=ns", "/write?db=default&precision=ns"]
+    {
         let body = format!("m v=1 {NEW_YEAR_NS}\nm v= {NEW_YEAR_NS}\n");
         let answer = client.post(path, &[], body.as_bytes());
         assert_eq!(answer.status, 400, "{path}: {}", answer.text());
         let json = answer.json();
-        assert!(json["code"].is_string() && json["message"].as_str().unwrap().contains("line 2"), "{json}");
+        assert!(
+            json["code"].is_string() && json["message"].as_str().unwrap().contains("line 2"),
+            "{json}"
+        );
     }
 }
 
@@ -58,7 +63,9 @@ fn every_write_endpoint_takes_every_precision() {
     ] {
         let answer = client.post(path, &[], format!("{table} v=1 {}", seconds * factor).as_bytes());
         assert!((200..300).contains(&answer.status), "{path}: {} {}", answer.status, answer.text());
-        let sql = format!("SELECT count(*) AS n FROM {table} WHERE time = TIMESTAMP '2026-01-01T00:00:00Z'");
+        let sql = format!(
+            "SELECT count(*) AS n FROM {table} WHERE time = TIMESTAMP '2026-01-01T00:00:00Z'"
+        );
         assert_eq!(client.number(DB, &sql), 1, "{path}");
     }
 }
@@ -72,8 +79,11 @@ fn compressed_bodies_are_taken_and_a_bomb_is_refused() {
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
     };
-    let answer =
-        client.post(path, &[("content-encoding", "gzip")], &gzip(ledger_lines("gz", 1, 1, 1000).as_bytes()));
+    let answer = client.post(
+        path,
+        &[("content-encoding", "gzip")],
+        &gzip(ledger_lines("gz", 1, 1, 1000).as_bytes()),
+    );
     assert!((200..300).contains(&answer.status), "{}", answer.text());
     let zstd = zstd::encode_all(ledger_lines("zs", 1, 1, 1000).as_bytes(), 1).unwrap();
     let answer = client.post(path, &[("content-encoding", "zstd")], &zstd);
@@ -90,7 +100,13 @@ fn compressed_bodies_are_taken_and_a_bomb_is_refused() {
 fn a_write_without_a_newline_at_its_end_with_comments_and_crlf_is_taken() {
     let (_world, client) = World::with_tenant();
     let t = NEW_YEAR_NS;
-    client.write(DB, &format!("# a comment\r\n\r\nq,k=a\\ b,l=c\\,d v=1,s=\"x\\\"y\\\\z\" {t}\r\nq,k=e v=2u {}", t + 1));
+    client.write(
+        DB,
+        &format!(
+            "# a comment\r\n\r\nq,k=a\\ b,l=c\\,d v=1,s=\"x\\\"y\\\\z\" {t}\r\nq,k=e v=2u {}",
+            t + 1
+        ),
+    );
     let rows = client.sql(DB, "SELECT k, s FROM q ORDER BY time");
     assert_eq!(rows.len(), 1, "the second row's unsigned value meets a float column: {rows:?}");
 }
@@ -112,7 +128,8 @@ fn send(world: &World, entry: &corpus::Entry, tokens: &Tokens) -> (u16, String) 
     };
     let client = world.client(token.as_deref());
     let headers = entry.headers();
-    let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    let headers: Vec<(&str, &str)> =
+        headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
     let method = match entry.text("method") {
         "" => "POST",
         method => method,
@@ -147,7 +164,10 @@ fn d4_hostile_requests_get_the_status_and_code_that_the_corpus_says() {
     world.start();
     let tokens = Tokens { operator: world.operator_token(), ..tokens };
     let client = world.client(Some(&tokens.full));
-    client.write(DB, &format!("known,tag=a number=1.5,whole=1i,flag=true,text=\"x\" {NEW_YEAR_NS}\n"));
+    client.write(
+        DB,
+        &format!("known,tag=a number=1.5,whole=1i,flag=true,text=\"x\" {NEW_YEAR_NS}\n"),
+    );
     let mut wrong = Vec::new();
     let mut sent = 0;
     for mut file in corpus::files("http") {
@@ -157,14 +177,22 @@ fn d4_hostile_requests_get_the_status_and_code_that_the_corpus_says() {
             let (status, code) = send(&world, entry, &tokens);
             sent += 1;
             if status != entry.status() {
-                wrong.push(format!("{name}: {}: status {status}, not {}", entry.name, entry.status()));
+                wrong.push(format!(
+                    "{name}: {}: status {status}, not {}",
+                    entry.name,
+                    entry.status()
+                ));
             }
             if code != entry.text("code") {
                 if corpus::accepting() {
                     entry.raw.insert("code".into(), code.into());
                     changed = true;
                 } else {
-                    wrong.push(format!("{name}: {}: code `{code}`, not `{}`", entry.name, entry.text("code")));
+                    wrong.push(format!(
+                        "{name}: {}: code `{code}`, not `{}`",
+                        entry.name,
+                        entry.text("code")
+                    ));
                 }
             }
         }
@@ -197,9 +225,21 @@ fn curl_writes_and_reads_with_the_lines_of_the_readme() {
         process::run("curl", &mut command)
     };
     let base = &client.base;
-    curl(&[&format!("{base}/api/v3/write_lp?db=default")], &format!("cpu,host=a usage=0.5 {NEW_YEAR_NS}"));
+    curl(
+        &[&format!("{base}/api/v3/write_lp?db=default")],
+        &format!("cpu,host=a usage=0.5 {NEW_YEAR_NS}"),
+    );
     let said = curl(
-        &["--get", &format!("{base}/api/v3/query_sql"), "--data-urlencode", "db=default", "--data-urlencode", "format=csv", "--data-urlencode", "q=SELECT host, usage FROM cpu"],
+        &[
+            "--get",
+            &format!("{base}/api/v3/query_sql"),
+            "--data-urlencode",
+            "db=default",
+            "--data-urlencode",
+            "format=csv",
+            "--data-urlencode",
+            "q=SELECT host, usage FROM cpu",
+        ],
         "",
     );
     assert_eq!(said.trim().lines().collect::<Vec<_>>(), ["host,usage", "a,0.5"]);

@@ -15,7 +15,11 @@ fn d5_no_canary_is_readable_in_the_data_folder_the_queue_or_the_logs() {
     client.write(database, &lines);
     // A line that is refused is quoted to its sender, and nowhere else.
     drop(client.try_write(database, "canarytableqzx canarytextqzx=canaryvalueqzx\n"));
-    drop(client.sql_as(database, "SELECT canaryfieldqzx FROM canarytableqzx WHERE nope = 'canaryvalueqzx'", "json"));
+    drop(client.sql_as(
+        database,
+        "SELECT canaryfieldqzx FROM canarytableqzx WHERE nope = 'canaryvalueqzx'",
+        "json",
+    ));
     let found = client.sql(database, "SELECT text FROM canarytableqzx LIMIT 1");
     assert_eq!(found[0]["text"], "canarytextqzx");
     let mut edge = Forwarder::enrol(&world, "acme", &["--source", "stdin"]);
@@ -25,8 +29,16 @@ fn d5_no_canary_is_readable_in_the_data_folder_the_queue_or_the_logs() {
     let sees = |moment: &str, world: &World, edge: &Forwarder| {
         let mut seen = scan::canaries_below(world.folder());
         seen.extend(scan::canaries_below(&edge.folder()));
-        seen.extend(scan::canaries_in(&world.said()).into_iter().map(|c| format!("{c} in the server's log")));
-        seen.extend(scan::canaries_in(&edge.said()).into_iter().map(|c| format!("{c} in the forwarder's log")));
+        seen.extend(
+            scan::canaries_in(&world.said())
+                .into_iter()
+                .map(|c| format!("{c} in the server's log")),
+        );
+        seen.extend(
+            scan::canaries_in(&edge.said())
+                .into_iter()
+                .map(|c| format!("{c} in the forwarder's log")),
+        );
         assert!(seen.is_empty(), "{moment}: {seen:?}");
     };
     sees("while running", &world, &edge);
@@ -65,11 +77,13 @@ fn e2_there_is_no_answer_without_tls_and_none_to_a_client_that_trusts_another_ca
     let mut answer = Vec::new();
     drop(plain.read_to_end(&mut answer));
     assert!(!answer.starts_with(b"HTTP/"), "{:?}", String::from_utf8_lossy(&answer));
-    let other = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap().cert.pem();
+    let other =
+        rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap().cert.pem();
     let stranger = millrace_tests::Client::new(&client.base, &other, None);
     assert!(stranger.send("GET", "/health", &[], b"").is_err());
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-        let mut stream = wire::connect(&client.base, wire::settings(&world.ca(), &[version])).unwrap();
+        let mut stream =
+            wire::connect(&client.base, wire::settings(&world.ca(), &[version])).unwrap();
         stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
         let mut answer = Vec::new();
         drop(stream.read_to_end(&mut answer));
@@ -113,5 +127,4 @@ fn a9_tokens_do_not_stand_in_process_arguments_logs_or_the_data_folder() {
         let bytes = std::fs::read(&file).unwrap_or_default();
         assert!(!scan::holds(&bytes, secret), "{} holds a token", file.display());
     }
-
 }

@@ -64,7 +64,11 @@ fn d2_a_batch_sent_twice_counts_once_and_the_last_value_wins() {
         assert_eq!(client.number(DB, "SELECT count(*) AS n FROM crash"), 100, "{moment}");
         // Only the field that was sent again changed; its neighbour of the same row stayed.
         let rows = client.sql(DB, "SELECT n, value FROM crash WHERE n = 1");
-        assert_eq!((rows[0]["n"].as_i64(), rows[0]["value"].as_f64()), (Some(1), Some(99.0)), "{moment}");
+        assert_eq!(
+            (rows[0]["n"].as_i64(), rows[0]["value"].as_f64()),
+            (Some(1), Some(99.0)),
+            "{moment}"
+        );
     };
     check("from memory");
     world.kill9();
@@ -131,7 +135,8 @@ fn d1_d2_a_hundred_kills_under_load_lose_nothing_double_nothing_and_invent_nothi
             }
             // A random moment: after some acks, and then a little later.
             for _ in 0..random.between(1, 12) {
-                let _in_time = acked.recv_timeout(Duration::from_secs(60)).expect("acks keep coming");
+                let _in_time =
+                    acked.recv_timeout(Duration::from_secs(60)).expect("acks keep coming");
             }
             acked.recv_timeout(Duration::from_micros(random.between(0, 5_000))).ok();
             world.kill9();

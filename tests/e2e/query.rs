@@ -13,7 +13,11 @@ fn sample() -> (World, millrace_tests::Client) {
     for host in 0..10i64 {
         for step in 0..100i64 {
             let time = NEW_YEAR_NS + step * 10_000_000_000;
-            lines.push_str(&format!("cpu,host=h{host},rack=r{} usage={}.25,n={step}i {time}\n", host % 3, host + step));
+            lines.push_str(&format!(
+                "cpu,host=h{host},rack=r{} usage={}.25,n={step}i {time}\n",
+                host % 3,
+                host + step
+            ));
         }
     }
     client.write(DB, &lines);
@@ -51,7 +55,11 @@ fn parameters_are_bound_and_never_pasted() {
             "db": DB, "q": "SELECT count(*) AS rows FROM cpu WHERE host = $host",
             "format": "json", "params": { "host": value },
         });
-        client.post("/api/v3/query_sql", &[("content-type", "application/json")], body.to_string().as_bytes())
+        client.post(
+            "/api/v3/query_sql",
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
     };
     assert_eq!(ask(json!("h3")).json(), json!([{ "rows": 100 }]));
     assert_eq!(ask(json!("h3' OR '1'='1")).json(), json!([{ "rows": 0 }]));
@@ -68,7 +76,8 @@ fn what_is_in_the_database_can_be_listed() {
     }
     let plan = client.sql_as(DB, "EXPLAIN SELECT max(usage) FROM cpu WHERE host = 'h1'", "csv");
     assert_eq!(plan.status, 200, "{}", plan.text());
-    let listed = client.sql(DB, "SELECT table_name FROM information_schema.tables WHERE table_name = 'cpu'");
+    let listed =
+        client.sql(DB, "SELECT table_name FROM information_schema.tables WHERE table_name = 'cpu'");
     assert_eq!(listed.len(), 1);
 }
 
@@ -101,10 +110,14 @@ fn a_query_sees_memory_and_files_as_one_table() {
     // A graceful stop flushes, so what follows is half in files and half in memory.
     world.stop();
     world.start();
-    client.write(DB, &format!("cpu,host=h0,rack=r0 usage=1000.5,n=1i {}\n", NEW_YEAR_NS + 5_000_000_000_000));
+    client.write(
+        DB,
+        &format!("cpu,host=h0,rack=r0 usage=1000.5,n=1i {}\n", NEW_YEAR_NS + 5_000_000_000_000),
+    );
     client.write(DB, &format!("cpu,host=h0,rack=r0 usage=-1 {NEW_YEAR_NS}\n"));
     assert_eq!(client.number(DB, "SELECT count(*) AS rows FROM cpu"), 1001);
-    let ends = client.sql(DB, "SELECT max(usage) AS top, min(usage) AS low FROM cpu WHERE host = 'h0'");
+    let ends =
+        client.sql(DB, "SELECT max(usage) AS top, min(usage) AS low FROM cpu WHERE host = 'h0'");
     assert_eq!(ends, [json!({ "top": 1000.5, "low": -1.0 })]);
     let some = client.sql(DB, "SELECT n FROM cpu WHERE host = 'h7' AND time >= TIMESTAMP '2026-01-01T00:10:00Z' ORDER BY time LIMIT 2");
     assert_eq!(some, [json!({ "n": 60 }), json!({ "n": 61 })]);
@@ -113,6 +126,7 @@ fn a_query_sees_memory_and_files_as_one_table() {
 #[test]
 fn a_question_may_also_be_posted_as_a_form_of_parameters() {
     let (_world, client) = sample();
-    let path = format!("/api/v3/query_sql?db={DB}&q={}", encode("SELECT count(*) AS rows FROM cpu"));
+    let path =
+        format!("/api/v3/query_sql?db={DB}&q={}", encode("SELECT count(*) AS rows FROM cpu"));
     assert_eq!(client.get(&path).json(), json!([{ "rows": 1000 }]));
 }

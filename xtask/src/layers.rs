@@ -30,7 +30,13 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ),
     (
         "millrace-query",
-        &["millrace-platform", "millrace-crypto", "millrace-protocol", "millrace-storage", "millrace-control"],
+        &[
+            "millrace-platform",
+            "millrace-crypto",
+            "millrace-protocol",
+            "millrace-storage",
+            "millrace-control",
+        ],
     ),
     (
         "millrace-edge",
@@ -62,8 +68,18 @@ const NOT_IN: [(&str, &[&str]); 4] = [
 
 /// Crates whose types cross our own borders, so that a second version is a second, foreign type.
 const ONE_VERSION: [&str; 12] = [
-    "arrow", "arrow-array", "arrow-schema", "arrow-flight", "parquet", "object_store", "tonic", "prost", "rustls",
-    "axum", "hyper", "datafusion",
+    "arrow",
+    "arrow-array",
+    "arrow-schema",
+    "arrow-flight",
+    "parquet",
+    "object_store",
+    "tonic",
+    "prost",
+    "rustls",
+    "axum",
+    "hyper",
+    "datafusion",
 ];
 
 /// The only file that may name the forwarder's library inside the server.
@@ -79,8 +95,10 @@ impl Graph {
     fn read(metadata: &Value) -> Self {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
-        let names: BTreeMap<String, String> =
-            list(&metadata["packages"]).iter().map(|p| (text(&p["id"]), text(&p["name"]))).collect();
+        let names: BTreeMap<String, String> = list(&metadata["packages"])
+            .iter()
+            .map(|p| (text(&p["id"]), text(&p["name"])))
+            .collect();
         let ours = list(&metadata["workspace_members"]).iter().map(text).collect();
         let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for node in list(&metadata["resolve"]["nodes"]) {

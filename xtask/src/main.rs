@@ -38,6 +38,8 @@ struct Cli {
 enum Command {
     /// Run every suite, after installing what the suites need (or saying exactly what is missing).
     Test(suites::TestArgs),
+    /// Only install what the suites need, or say exactly what is missing.
+    Needs,
     /// The fast part: format, tidy, layers, lints and unit tests of the crates without DataFusion.
     Quick,
     /// Only the clients: unmodified Python clients and curl against a real server.
@@ -61,6 +63,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Test(args) => suites::test(&args),
+        Command::Needs => need::packages().and_then(|()| need::python().map(drop)),
         Command::Quick => suites::quick(),
         Command::Clients => suites::clients_alone(),
         Command::Tidy => tidy::run(),

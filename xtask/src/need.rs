@@ -38,17 +38,30 @@ struct Need {
 }
 
 const NEEDS: [Need; 4] = [
-    Need { why: "linking, and compiling aws-lc and zstd", package: "build-essential", present: || runs("cc", &["--version"]) },
+    Need {
+        why: "linking, and compiling aws-lc and zstd",
+        package: "build-essential",
+        present: || runs("cc", &["--version"]),
+    },
     Need {
         why: "the key provider tests against a PKCS#11 token",
         package: "softhsm2",
         present: || {
             let named = std::env::var_os("SOFTHSM2_LIB").is_some_and(|p| Path::new(&p).exists());
-            (named || SOFTHSM.iter().any(|p| Path::new(p).exists())) && runs("softhsm2-util", &["--version"])
+            (named || SOFTHSM.iter().any(|p| Path::new(p).exists()))
+                && runs("softhsm2-util", &["--version"])
         },
     },
-    Need { why: "the client tests", package: "python3-venv", present: || runs("python3", &["-c", "import venv, ensurepip"]) },
-    Need { why: "the README's own lines", package: "curl", present: || runs("curl", &["--version"]) },
+    Need {
+        why: "the client tests",
+        package: "python3-venv",
+        present: || runs("python3", &["-c", "import venv, ensurepip"]),
+    },
+    Need {
+        why: "the README's own lines",
+        package: "curl",
+        present: || runs("curl", &["--version"]),
+    },
 ];
 
 /// Whether a program starts and succeeds.
@@ -135,7 +148,9 @@ pub(crate) fn python() -> Result<PathBuf, Problem> {
         pinned.push_str(&tree::text(file.as_ref())?.unwrap_or_default());
     }
     let stamp = home.join("millrace-requirements.txt");
-    if fs::read_to_string(&stamp).is_ok_and(|s| s == pinned) && runs(&python.to_string_lossy(), &["--version"]) {
+    if fs::read_to_string(&stamp).is_ok_and(|s| s == pinned)
+        && runs(&python.to_string_lossy(), &["--version"])
+    {
         return Ok(python);
     }
     println!("making a Python environment in {}", home.display());

@@ -46,7 +46,9 @@ fn rows(page: &str) -> Result<Vec<Row>, Problem> {
             "part" => Claim::Part,
             "no" => Claim::No,
             other => {
-                return Err(Problem(format!("{PAGE}: {id} is claimed `{other}`: say yes, part or no")));
+                return Err(Problem(format!(
+                    "{PAGE}: {id} is claimed `{other}`: say yes, part or no"
+                )));
             }
         };
         rows.push(Row { id: id.to_owned(), title: title.to_owned(), claim });
@@ -60,7 +62,8 @@ fn prefix(name: &str) -> Option<&str> {
     let mut chars = first.chars();
     let letter = chars.next()?.is_ascii_lowercase();
     let digits = chars.as_str();
-    let number = !digits.is_empty() && digits.len() <= 2 && digits.bytes().all(|b| b.is_ascii_digit());
+    let number =
+        !digits.is_empty() && digits.len() <= 2 && digits.bytes().all(|b| b.is_ascii_digit());
     (letter && number).then_some(first)
 }
 
@@ -128,7 +131,10 @@ fn findings(rows: &[Row], proofs: &BTreeMap<String, Vec<String>>) -> Vec<String>
     }
     for (id, tests) in proofs {
         if !rows.iter().any(|r| r.id == *id) {
-            found.push(format!("{id} is no promise of {PAGE}, but is named by {}", tests.join(", ")));
+            found.push(format!(
+                "{id} is no promise of {PAGE}, but is named by {}",
+                tests.join(", ")
+            ));
         }
     }
     found

@@ -138,7 +138,9 @@ impl Report {
         let mut total = Count::default();
         for (name, took, fine, count) in &self.done {
             let tests = match (fine, *count) {
-                (_, c) if c.passed + c.failed > 0 => format!("{} passed, {} failed", c.passed, c.failed),
+                (_, c) if c.passed + c.failed > 0 => {
+                    format!("{} passed, {} failed", c.passed, c.failed)
+                }
                 (true, _) => "ok".to_owned(),
                 (false, _) => "FAILED".to_owned(),
             };
@@ -151,8 +153,7 @@ impl Report {
         if total.failed == 0 {
             Ok(())
         } else {
-            let bad: Vec<&str> =
-                self.done.iter().filter(|d| !d.2).map(|d| d.0.as_str()).collect();
+            let bad: Vec<&str> = self.done.iter().filter(|d| !d.2).map(|d| d.0.as_str()).collect();
             Err(Problem(format!("failed: {}", bad.join(", "))))
         }
     }
@@ -212,7 +213,8 @@ mod tests {
 
     #[test]
     fn tests_are_counted_in_the_output_of_every_runner_we_use() {
-        let nextest = "     Summary [   4.155s] 31 tests run: 29 passed (1 slow), 2 failed, 1 skipped";
+        let nextest =
+            "     Summary [   4.155s] 31 tests run: 29 passed (1 slow), 2 failed, 1 skipped";
         assert_eq!(counted(&[nextest]), (29, 2));
         let libtest = "test result: ok. 7 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out";
         assert_eq!(counted(&[libtest, libtest]), (14, 0));

@@ -140,7 +140,10 @@ pub(crate) fn run() -> Outcome {
     let allowed = allowed()?;
     found.retain(|f| !allowed.contains(&f.print));
     for f in &found {
-        println!("{}:{}: {}; if it is harmless, add to {ALLOW}: `{} why`", f.file, f.line, f.kind, f.print);
+        println!(
+            "{}:{}: {}; if it is harmless, add to {ALLOW}: `{} why`",
+            f.file, f.line, f.kind, f.print
+        );
     }
     println!("secrets: {} findings in {} files; a planted one was found", found.len(), files.len());
     if found.is_empty() { Ok(()) } else { Err(Problem(format!("{} findings", found.len()))) }

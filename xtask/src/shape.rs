@@ -21,7 +21,12 @@ fn functions(text: &str) -> Vec<(String, usize)> {
             continue;
         }
         let close = format!("{}}}", " ".repeat(indent));
-        let end = lines[start..].iter().position(|l| *l == close || l.trim_end().ends_with(';') && l.starts_with(&" ".repeat(indent)) && !l.starts_with(&" ".repeat(indent + 1)));
+        let end = lines[start..].iter().position(|l| {
+            *l == close
+                || l.trim_end().ends_with(';')
+                    && l.starts_with(&" ".repeat(indent))
+                    && !l.starts_with(&" ".repeat(indent + 1))
+        });
         if let Some(end) = end {
             found.push((name, end + 1));
         }
@@ -45,10 +50,12 @@ pub(crate) fn run() -> Outcome {
         sizes.sort_unstable();
         sizes.get(sizes.len() / 2).copied().unwrap_or(0)
     };
-    println!("{total} lines of Rust in {} files; the median file has {}, the median function {}",
+    println!(
+        "{total} lines of Rust in {} files; the median file has {}, the median function {}",
         files.len(),
         middle(files.iter().map(|f| f.0).collect()),
-        middle(longest.iter().map(|f| f.0).collect()));
+        middle(longest.iter().map(|f| f.0).collect())
+    );
     for (title, mut list) in [("largest files", files), ("longest functions", longest)] {
         list.sort_by(|a, b| b.cmp(a));
         println!("\n{title}");

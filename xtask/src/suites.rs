@@ -84,8 +84,13 @@ pub(crate) fn quick() -> Outcome {
     report.step("tidy", tidy::run);
     report.step("layers", layers::run);
     let crates = [
-        "millrace-platform", "millrace-protocol", "millrace-crypto", "millrace-wal", "millrace-control",
-        "millrace-storage", "millrace-edge",
+        "millrace-platform",
+        "millrace-protocol",
+        "millrace-crypto",
+        "millrace-wal",
+        "millrace-control",
+        "millrace-storage",
+        "millrace-edge",
     ];
     let mut lint = vec!["clippy", "--all-targets"];
     let mut unit = vec!["test", "--lib"];

@@ -13,8 +13,13 @@ use crate::{
 };
 
 /// Marks of unfinished work. Cut in two so that this file does not find itself.
-const LEFTOVERS: [&str; 5] =
-    [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("to", "do!("), concat!("XX", "X:"), concat!("HA", "CK:")];
+const LEFTOVERS: [&str; 5] = [
+    concat!("FIX", "ME"),
+    concat!("TO", "DO"),
+    concat!("to", "do!("),
+    concat!("XX", "X:"),
+    concat!("HA", "CK:"),
+];
 
 /// Paths of one machine and addresses of private mirrors, which mean nothing to a reader.
 const FOREIGN: [&str; 6] = [
@@ -39,7 +44,10 @@ fn findings() -> Result<Vec<String>, std::io::Error> {
     let mut found = Vec::new();
     for file in &files {
         if file.file_name().is_some_and(|n| n == "mod.rs") {
-            found.push(format!("{}: use `name.rs` beside `name/` instead of mod.rs", file.display()));
+            found.push(format!(
+                "{}: use `name.rs` beside `name/` instead of mod.rs",
+                file.display()
+            ));
         }
         let Some(text) = tree::text(file)? else { continue };
         if !is_data(file) {
@@ -112,7 +120,10 @@ fn alive(file: &Path, files: &[PathBuf], found: &mut Vec<String>) -> Result<(), 
         let declares = text.lines().any(|line| {
             let line = line.trim();
             let line = line.strip_prefix("pub").map_or(line, |l| {
-                l.strip_prefix('(').and_then(|l| l.split_once(')')).map_or(l, |(_, l)| l).trim_start()
+                l.strip_prefix('(')
+                    .and_then(|l| l.split_once(')'))
+                    .map_or(l, |(_, l)| l)
+                    .trim_start()
             });
             line.strip_prefix("mod ").is_some_and(|l| l.trim_end_matches(';').trim() == stem)
         });
@@ -172,10 +183,22 @@ fn links(file: &Path, text: &str, found: &mut Vec<String>) {
 
 /// Whether a text in back quotes is meant as a path of this tree.
 fn is_path(quoted: &str) -> bool {
-    let plain = quoted
-        .chars()
-        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-'));
-    let top = ["server/", "storage/", "query/", "edge-forwarder/", "libs/", "tests/", "benches/", "docs/", "xtask/", ".ci/", ".config/", ".cargo/"];
+    let plain =
+        quoted.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-'));
+    let top = [
+        "server/",
+        "storage/",
+        "query/",
+        "edge-forwarder/",
+        "libs/",
+        "tests/",
+        "benches/",
+        "docs/",
+        "xtask/",
+        ".ci/",
+        ".config/",
+        ".cargo/",
+    ];
     plain && top.iter().any(|t| quoted.starts_with(t))
 }
 
@@ -232,7 +255,8 @@ mod tests {
     #[test]
     fn a_link_to_nowhere_is_named_and_one_in_a_code_block_is_not() {
         let mut found = Vec::new();
-        let page = "[a](b/none.md) [w](https://example.org)\n```\n[x](none.md)\n```\n[c](../Cargo.toml#x)";
+        let page =
+            "[a](b/none.md) [w](https://example.org)\n```\n[x](none.md)\n```\n[c](../Cargo.toml#x)";
         links(Path::new("docs/p.md"), page, &mut found);
         assert_eq!(found, ["docs/p.md:1: the link `b/none.md` leads nowhere"]);
     }

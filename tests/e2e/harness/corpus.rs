@@ -40,7 +40,11 @@ impl Entry {
 
     /// The status that must come back.
     pub fn status(&self) -> u16 {
-        self.raw.get("status").and_then(Value::as_u64).and_then(|s| u16::try_from(s).ok()).unwrap_or(0)
+        self.raw
+            .get("status")
+            .and_then(Value::as_u64)
+            .and_then(|s| u16::try_from(s).ok())
+            .unwrap_or(0)
     }
 
     /// The body: `body` (text), `hex`, or `repeat` times `body`, then `gzip` or `zstd` if asked.

@@ -170,7 +170,8 @@ pub fn get(client: &Client, ca: &str, ticket: &[u8]) -> Result<usize, Status> {
         }
         let stream = flight.do_get(request).await?.into_inner();
         let stream = stream.map(|m| m.map_err(Into::into));
-        let mut batches = arrow_flight::decode::FlightRecordBatchStream::new_from_flight_data(stream);
+        let mut batches =
+            arrow_flight::decode::FlightRecordBatchStream::new_from_flight_data(stream);
         let mut rows = 0;
         while let Some(batch) = batches.next().await {
             let batch = batch.map_err(|e| match e {

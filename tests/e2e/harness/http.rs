@@ -119,7 +119,8 @@ impl Client {
         let with_body = !body.is_empty() || matches!(method, "POST" | "PUT" | "PATCH");
         let answer = if with_body {
             let request = request.body(body.to_vec()).map_err(|e| e.to_string())?;
-            let request = self.agent.configure_request(request).allow_non_standard_methods(true).build();
+            let request =
+                self.agent.configure_request(request).allow_non_standard_methods(true).build();
             self.agent.run(request)
         } else {
             self.agent.run(request.body(()).map_err(|e| e.to_string())?)
@@ -128,7 +129,9 @@ impl Client {
         let headers = answer
             .headers()
             .iter()
-            .map(|(n, v)| (n.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+            .map(|(n, v)| {
+                (n.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned())
+            })
             .collect();
         let body = answer
             .body_mut()
@@ -163,8 +166,7 @@ impl Client {
 
     /// Runs SQL with any result format.
     pub fn sql_as(&self, db: &str, sql: &str, format: &str) -> Answer {
-        let path =
-            format!("/api/v3/query_sql?db={}&format={format}&q={}", encode(db), encode(sql));
+        let path = format!("/api/v3/query_sql?db={}&format={format}&q={}", encode(db), encode(sql));
         self.get(&path)
     }
 

@@ -92,8 +92,7 @@ impl Ledger {
 
 /// Every row of a table as the ledger names them, with how often each was found.
 pub fn found(client: &Client, db: &str, table: &str) -> BTreeMap<RowName, u64> {
-    let answer =
-        client.sql_as(db, &format!("SELECT writer, n FROM {table}"), "jsonl");
+    let answer = client.sql_as(db, &format!("SELECT writer, n FROM {table}"), "jsonl");
     let mut found = BTreeMap::new();
     if answer.status == 404 || (answer.status == 400 && answer.text().contains("not found")) {
         // Nothing was ever stored: the table does not exist.

@@ -51,7 +51,8 @@ impl Process {
     pub fn start(name: &str, command: &mut Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
-        let output = Arc::new((Mutex::new(Output { text: Vec::new(), open_streams: 2 }), Condvar::new()));
+        let output =
+            Arc::new((Mutex::new(Output { text: Vec::new(), open_streams: 2 }), Condvar::new()));
         let streams: [Box<dyn Read + Send>; 2] = [
             Box::new(child.stdout.take().expect("stdout is piped")),
             Box::new(child.stderr.take().expect("stderr is piped")),

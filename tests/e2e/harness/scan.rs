@@ -56,7 +56,8 @@ pub fn canaries_in(bytes: &[u8]) -> Vec<String> {
         .map(|c| (*c).to_owned())
         .collect();
     let (integer, float) = CANARY_NUMBERS;
-    for (name, raw) in [("the integer", integer.to_le_bytes()), ("the float", float.to_le_bytes())] {
+    for (name, raw) in [("the integer", integer.to_le_bytes()), ("the float", float.to_le_bytes())]
+    {
         let mut reversed = raw;
         reversed.reverse();
         if holds(bytes, &raw) || holds(bytes, &reversed) {
@@ -99,7 +100,7 @@ pub fn listening(pid: u32) -> Vec<String> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
         for line in text.lines().skip(1) {
             let cells: Vec<&str> = line.split_whitespace().collect();
-            let [_, local, _, state, .., ] = cells[..] else { continue };
+            let [_, local, _, state, ..] = cells[..] else { continue };
             let Some(inode) = cells.get(9) else { continue };
             // 0A is LISTEN; a UDP socket that waits for anyone is 07.
             let waits = if table.starts_with("tcp") { state == "0A" } else { state == "07" };

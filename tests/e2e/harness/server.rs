@@ -91,7 +91,8 @@ impl World {
         let data = self.data();
         let mut command = self.millrace(args);
         if let Some(server) = &self.server {
-            let token = std::fs::read_to_string(data.join("operator.token")).expect("operator token");
+            let token =
+                std::fs::read_to_string(data.join("operator.token")).expect("operator token");
             command.arg("--url").arg(&server.base).arg("--ca").arg(self.ca_path());
             command.env("MILLRACE_TOKEN", token.trim());
         } else {
@@ -155,7 +156,11 @@ impl World {
         if let Some(mut server) = self.server.take() {
             let status = server.process.terminate();
             self.said.extend_from_slice(&server.process.output());
-            assert!(status.success(), "graceful shutdown ended with {status}:\n{}", server.process.text());
+            assert!(
+                status.success(),
+                "graceful shutdown ended with {status}:\n{}",
+                server.process.text()
+            );
         }
     }
 

@@ -84,5 +84,8 @@ fn complete(answer: &[u8]) -> bool {
 /// The status of a raw HTTP/1.1 answer; 0 if it is none.
 pub fn status(answer: &[u8]) -> u16 {
     let text = String::from_utf8_lossy(answer);
-    text.strip_prefix("HTTP/1.1 ").and_then(|t| t.get(..3)).and_then(|s| s.parse().ok()).unwrap_or(0)
+    text.strip_prefix("HTTP/1.1 ")
+        .and_then(|t| t.get(..3))
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(0)
 }
