@@ -16,9 +16,9 @@ test:
 quick:
     cargo xtask quick
 
-# Crash simulation; `just sim some_test` runs the tests whose name holds some_test.
+# Crash simulation on a simulated disk.
 sim *filter:
-    cargo nextest run --workspace -E 'package(millrace-sim)' {{filter}}
+    cargo nextest run --workspace -E 'test(sim::) or package(millrace-sim)' {{filter}}
 
 # The real binaries, driven from outside.
 e2e *filter:
