@@ -3,5 +3,5 @@
 //! Owns: the choice (planner.rs, pure) and the work (runner.rs). Never: commits by itself; the
 //! manifest's only writer does.
 
-pub mod planner;
-pub mod runner;
+pub(crate) mod planner;
+pub(crate) mod runner;

@@ -4,7 +4,7 @@
 //! threads, for simulation: every step happens when the caller says so.
 //! Never: asks who is calling; knows HTTP, SQL or a policy.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{
     channel::oneshot,
@@ -28,6 +28,7 @@ use object_store::ObjectStore;
 use crate::{
     column_file::reader::read_section,
     files::{FileAccess, FileCache},
+    gc::{self, Garbage},
     flush::{FlushError, FlushReport, Maintenance},
     limits::EngineLimits,
     manifest::{ManifestError, ManifestStore},
@@ -82,6 +83,9 @@ pub enum OpenError {
     /// The manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Garbage of a crash could not be removed.
+    #[error("left-over objects cannot be removed: {0}")]
+    Sweep(#[from] object_store::Error),
     /// The log.
     #[error(transparent)]
     Log(#[from] millrace_wal::WalError),
@@ -216,7 +220,11 @@ impl Shard {
             Arc::clone(&shared),
             shared.durable_lsn(),
         );
-        let maintenance = Maintenance { manifest, store, keys, entropy, shared, cache, limits, wal };
+        let maintenance =
+            Maintenance { manifest, store, keys, entropy, shared, cache, limits, wal, garbage: Garbage::default() };
+        // Nobody reads yet: whatever no manifest names is left over from a crash.
+        let mut maintenance = maintenance;
+        maintenance.sweep(Duration::ZERO, Duration::ZERO).await?;
         Ok(Self { writer, maintenance, unfinished: None, replay: report })
     }
 
@@ -291,12 +299,14 @@ fn take_snapshot(shared: &Shared, access: &FileAccess) -> Result<TenantSnapshot,
 
 type Answer = oneshot::Sender<Result<Receipt, WriteError>>;
 
+#[derive(Debug)]
 enum ToWriter {
     Write(Box<WriteRequest>, Answer),
     Seal(oneshot::Sender<Sealed>),
     Stop,
 }
 
+#[derive(Debug)]
 enum ToMaintenance {
     /// Flush now; answer if asked.
     Flush(Option<oneshot::Sender<Result<FlushReport, String>>>),
@@ -537,6 +547,10 @@ fn maintain_loop(
                     break;
                 }
             }
+        }
+        let swept = futures::executor::block_on(maintenance.sweep(clock.monotonic(), gc::GRACE));
+        if let Err(error) = swept {
+            tracing::warn!(%error, "merged files could not be removed and are tried again");
         }
     }
 }

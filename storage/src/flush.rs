@@ -6,7 +6,7 @@
 //! Crash order: any prefix is a legal start: objects without a commit are orphans that gc.rs
 //! sweeps; a commit without a trimmed log is replayed up to the flushed position and no further.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use millrace_crypto::key::{KeyError, TenantKeySource, TenantKeys};
 use millrace_platform::{
@@ -15,7 +15,7 @@ use millrace_platform::{
 };
 use millrace_protocol::{ids::TenantId, value::FieldType};
 use millrace_wal::{Wal, WalError};
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, PutMode, PutOptions};
 
 use crate::{
     column_file::{
@@ -24,6 +24,7 @@ use crate::{
     },
     compaction,
     files::{FileAccess, FileCache},
+    gc::Garbage,
     limits::EngineLimits,
     manifest::{CommitError, Delta, FileEntry, ManifestStore, SeriesSection, StreamState, TableDelta, TenantDelta},
     memtable::{
@@ -90,6 +91,7 @@ pub(crate) struct Maintenance {
     pub(crate) cache: Arc<FileCache>,
     pub(crate) limits: EngineLimits,
     pub(crate) wal: Arc<Wal>,
+    pub(crate) garbage: Garbage,
 }
 
 impl std::fmt::Debug for Maintenance {
@@ -310,6 +312,16 @@ impl Maintenance {
         metrics::counter!(Metric::FileBytesWritten.name(), "cause" => "compaction")
             .increment(bytes);
         Ok(())
+    }
+
+    /// Removes objects that the manifest has not named for `grace`.
+    pub(crate) async fn sweep(
+        &mut self,
+        now: Duration,
+        grace: Duration,
+    ) -> Result<usize, object_store::Error> {
+        let manifest = self.manifest.current();
+        self.garbage.sweep(self.store.as_ref(), &manifest, now, grace).await
     }
 
     pub(crate) fn access(&self, tenant: TenantId) -> FileAccess {

@@ -1,1 +1,44 @@
-//! millrace-storage.
+//! Storage: from a batch to sealed Parquet, and back as a snapshot. No DataFusion.
+//!
+//! Owns: shards (writer, log, memtables), series, column files, manifests, flush, merges, scans.
+//! Never: asks who is calling; knows HTTP, SQL or a policy.
+//! One public door: [`Engine`]; [`Shard`] is the same without threads, for simulation.
+
+pub mod column_file;
+mod compaction;
+mod engine;
+mod files;
+mod flush;
+mod gc;
+mod limits;
+pub mod manifest;
+mod memtable;
+mod merge;
+pub mod object;
+mod planted;
+mod run;
+mod scan;
+mod schema;
+mod series;
+mod shard;
+mod shared;
+#[cfg(test)]
+mod sim;
+mod snapshot;
+mod text;
+
+pub use engine::{Engine, EngineConfig, EngineStats, OpenError, Shard, SnapshotError};
+pub use flush::{FlushError, FlushReport};
+pub use limits::EngineLimits;
+pub use run::{Run, RunError, SeriesSpan};
+pub use scan::{
+    ColumnRef, GROUP_ROWS, ReadError, Scan, ScanRequest, ScanStats, arrow_type, tag_type, time_type,
+};
+pub use schema::{FieldDef, TableSchema, TagColumn};
+pub use series::dictionary::{SeriesEntry, SeriesView};
+pub use shard::{
+    record::Origin,
+    replay::{ReplayError, ReplayReport},
+    writer::{Receipt, WriteError, WriteRequest},
+};
+pub use snapshot::{TableSnapshot, TenantSnapshot};

@@ -3,5 +3,5 @@
 //! Owns: chunks as they arrived and the way to sorted runs. Never: holds a row that is not
 //! durable in the log.
 
-pub mod chunk;
-pub mod sort;
+pub(crate) mod chunk;
+pub(crate) mod sort;

@@ -6,7 +6,7 @@
 //! Cost: a series that only one source has, or whose sources do not overlap in time, is copied
 //! as a slice; only truly overlapping stretches are merged row by row.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::cmp::Ordering;
 
 use arrow::{
     array::{Array, ArrayRef, MutableArrayData, RecordBatch, TimestampNanosecondArray, make_array},
@@ -113,7 +113,7 @@ pub(crate) fn merge(sources: &[Source]) -> Result<Merged, ArrowError> {
             let arrays: Vec<&ArrayRef> = sources.iter().map(|s| s.batch.column(column)).collect();
             take_pieces(&arrays, &plan)
         })
-        .collect();
+        .collect::<Result<_, ArrowError>>()?;
     Ok(Merged { batch: RecordBatch::try_new(first.batch.schema(), columns)?, series })
 }
 
@@ -156,12 +156,12 @@ fn merge_series(plan: &mut Plan, here: &mut [(usize, Stretch)], time: &[&[i64]])
     }
 }
 
-fn take_pieces(arrays: &[&ArrayRef], plan: &Plan) -> ArrayRef {
+fn take_pieces(arrays: &[&ArrayRef], plan: &Plan) -> Result<ArrayRef, ArrowError> {
     if plan.older.is_empty()
         && let [piece] = plan.pieces.as_slice()
         && let Some(array) = arrays.get(piece.source)
     {
-        return array.slice(piece.start, piece.rows);
+        return Ok(array.slice(piece.start, piece.rows));
     }
     let data: Vec<_> = arrays.iter().map(|a| a.to_data()).collect();
     let mut out = MutableArrayData::new(data.iter().collect(), false, plan.rows);
@@ -181,23 +181,23 @@ fn take_pieces(arrays: &[&ArrayRef], plan: &Plan) -> ArrayRef {
                 && let Some((source, from)) =
                     candidates.iter().copied().find(|(s, r)| valid(*s, *r))
             {
-                out.extend(piece.source, start, source_row);
-                out.extend(source, from, from + 1);
+                out.try_extend(piece.source, start, source_row)?;
+                out.try_extend(source, from, from + 1)?;
                 written += source_row + 1 - start;
                 start = source_row + 1;
             }
             older.next();
         }
-        out.extend(piece.source, start, end);
+        out.try_extend(piece.source, start, end)?;
         written += end - start;
     }
-    make_array(out.freeze())
+    Ok(make_array(out.freeze()))
 }
 
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Arc};
 
     use arrow::{
         array::{Float64Array, StringArray},

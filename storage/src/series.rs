@@ -3,6 +3,6 @@
 //! Owns: which series id stands for which tags, inside one tenant and table.
 //! Never: forgets a series while a row of it exists; gives two tag sets one id.
 
-pub mod dictionary;
-pub mod id;
-pub mod section;
+pub(crate) mod dictionary;
+pub(crate) mod id;
+pub(crate) mod section;

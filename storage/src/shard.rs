@@ -4,10 +4,10 @@
 //! Owns: the order resolve -> log -> sync -> publish -> ack. Never: acks before the sync,
 //! publishes a row that is not durable.
 
-pub mod record;
-pub mod replay;
-pub mod resolve;
-pub mod table;
-pub mod tenant;
-pub mod watermark;
-pub mod writer;
+pub(crate) mod record;
+pub(crate) mod replay;
+pub(crate) mod resolve;
+pub(crate) mod table;
+pub(crate) mod tenant;
+pub(crate) mod watermark;
+pub(crate) mod writer;

@@ -15,7 +15,7 @@ pub(crate) const CHUNK_ROWS: usize = 16 * 1024;
 
 /// One field of a chunk.
 #[derive(Debug, Clone)]
-pub struct ChunkField {
+pub(crate) struct ChunkField {
     /// Stable column id.
     pub id: u32,
     /// One value per row; absent rows hold a default.
@@ -26,7 +26,7 @@ pub struct ChunkField {
 
 /// See the module head.
 #[derive(Debug, Clone)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// First and last log position of its rows.
     pub lsn: Range<u64>,
     /// Row times, ns.
@@ -60,7 +60,7 @@ impl Chunk {
     }
 
     /// Rows.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.time.len()
     }
 
@@ -81,7 +81,7 @@ impl Chunk {
     }
 
     /// The field with this id.
-    pub fn field(&self, id: u32) -> Option<&ChunkField> {
+    pub(crate) fn field(&self, id: u32) -> Option<&ChunkField> {
         self.fields.iter().find(|f| f.id == id)
     }
 

@@ -73,7 +73,7 @@ struct Inner {
 
 /// See the module head.
 #[derive(Debug)]
-pub struct SeriesDictionary {
+pub(crate) struct SeriesDictionary {
     secret: u64,
     inner: RwLock<Inner>,
 }
@@ -93,13 +93,8 @@ impl SeriesDictionary {
     }
 
     /// Number of series.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.read().entries.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// The ordinal and id of `key` if it is known.
@@ -149,7 +144,7 @@ impl SeriesDictionary {
     }
 
     /// The current picture; built once per change.
-    pub fn view(&self) -> Arc<SeriesView> {
+    pub(crate) fn view(&self) -> Arc<SeriesView> {
         if let Some(view) = &self.read().view {
             return Arc::clone(view);
         }

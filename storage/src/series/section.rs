@@ -19,7 +19,7 @@ const DECODED_MAX: usize = 1 << 30;
 /// A series section that does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("series section is damaged or of another version: {0}; run `millrace fsck` and restore the table from a backup")]
-pub struct SectionError(pub String);
+pub(crate) struct SectionError(pub String);
 
 /// Encodes entries in order.
 pub(crate) fn encode(entries: &[Arc<SeriesEntry>]) -> Vec<u8> {

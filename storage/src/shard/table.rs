@@ -18,7 +18,7 @@ use crate::{
 
 /// One consistent picture of a table.
 #[derive(Debug, Clone)]
-pub struct TableVersion {
+pub(crate) struct TableVersion {
     /// The columns.
     pub schema: Arc<TableSchema>,
     /// Chunks that take new rows, oldest first.
@@ -31,14 +31,14 @@ pub struct TableVersion {
 
 impl TableVersion {
     /// All memtable chunks, oldest first.
-    pub fn chunks(&self) -> Vec<Arc<Chunk>> {
+    pub(crate) fn chunks(&self) -> Vec<Arc<Chunk>> {
         self.flushing.iter().chain(&self.active).cloned().collect()
     }
 }
 
 /// A table of one tenant and database.
 #[derive(Debug)]
-pub struct TableHandle {
+pub(crate) struct TableHandle {
     /// The database.
     pub database: String,
     /// The table's number inside its tenant.

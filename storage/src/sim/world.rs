@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use futures::executor::block_on;
-use millrace_crypto::key::TenantKeySource;
+use millrace_crypto::key::{Key256, KeyError, TenantKeySource, TenantKeys};
 use millrace_platform::sim::{SimClock, SimDisk, SimEntropy, disk::Faults};
 use millrace_protocol::{
     ids::{DeviceId, Epoch, SeqNo, TenantId},
@@ -235,3 +235,22 @@ impl World {
     }
 }
 
+
+/// Fixed keys: simulation protects nothing.
+pub fn test_keys() -> Arc<dyn TenantKeySource> {
+    struct Fixed;
+    impl TenantKeySource for Fixed {
+        fn current(&self, tenant: &[u8; 16]) -> Result<Arc<TenantKeys>, KeyError> {
+            self.version(tenant, 1)
+        }
+
+        fn version(&self, tenant: &[u8; 16], version: u32) -> Result<Arc<TenantKeys>, KeyError> {
+            if version != 1 {
+                let tenant = format!("{tenant:?}");
+                return Err(KeyError::UnknownVersion { tenant, version });
+            }
+            Ok(Arc::new(TenantKeys::new(*tenant, 1, Key256::new([42; 32]))))
+        }
+    }
+    Arc::new(Fixed)
+}

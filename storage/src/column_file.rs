@@ -1,0 +1,8 @@
+//! Column files: a Parquet section and a series directory section, sealed, inside a bundle.
+//!
+//! Owns: their formats. Never: decides what goes into a file or when it is read.
+
+pub mod bundle;
+pub mod directory;
+pub mod reader;
+pub mod writer;

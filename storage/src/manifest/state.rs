@@ -1,0 +1,179 @@
+//! What a manifest says, and what a delta changes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use millrace_protocol::{
+    ids::{SeqNo, TenantId},
+    stream::StreamKey,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{column_file::bundle::SectionRef, schema::TableSchema};
+
+/// One column file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Random id.
+    #[serde(with = "crate::text::fixed")]
+    pub id: [u8; 16],
+    /// Its table.
+    pub table_id: u64,
+    /// The Parquet section.
+    pub parquet: SectionRef,
+    /// The series directory section.
+    pub directory: SectionRef,
+    /// 0 for a flush, one more than its inputs for a merge.
+    pub level: u8,
+    /// Smallest time, ns.
+    pub t_min: i64,
+    /// Largest time, ns.
+    pub t_max: i64,
+    /// Rows.
+    pub rows: u64,
+    /// First log position of its rows.
+    pub lsn_lo: u64,
+    /// Last log position of its rows: the higher, the newer.
+    pub lsn_hi: u64,
+    /// Sealed bytes of both sections.
+    pub bytes: u64,
+}
+
+/// Series that one flush added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeriesSection {
+    /// Where.
+    pub section: SectionRef,
+    /// How many.
+    pub count: u64,
+}
+
+/// A stream's durable state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamState {
+    /// The highest contiguous row number.
+    pub hi: SeqNo,
+}
+
+/// One table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableManifest {
+    /// Its database.
+    pub database: String,
+    /// Its columns.
+    pub schema: TableSchema,
+    /// Its files.
+    #[serde(with = "crate::text::shared")]
+    pub files: Vec<Arc<FileEntry>>,
+    /// Its series.
+    pub series_sections: Vec<SeriesSection>,
+}
+
+/// One tenant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantManifest {
+    /// Tables by id.
+    pub tables: BTreeMap<u64, TableManifest>,
+    /// Streams and their watermarks.
+    #[serde(with = "pairs")]
+    pub streams: BTreeMap<StreamKey, StreamState>,
+    /// The first table id never used.
+    pub next_table_id: u64,
+}
+
+/// Everything, at one number.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// The record that made it.
+    pub number: u64,
+    /// The epoch that wrote it.
+    pub epoch: u64,
+    /// Log records up to here are in files.
+    pub flushed_lsn: u64,
+    /// Tenants whose keys could be had.
+    pub tenants: BTreeMap<TenantId, Arc<TenantManifest>>,
+}
+
+/// Changes of one table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableDelta {
+    /// Its database.
+    pub database: String,
+    /// Its columns from now on.
+    pub schema: TableSchema,
+    /// Files that enter.
+    #[serde(with = "crate::text::shared")]
+    pub added_files: Vec<Arc<FileEntry>>,
+    /// Ids of files that leave.
+    #[serde(with = "crate::text::ids")]
+    pub removed_files: Vec<[u8; 16]>,
+    /// Series that enter.
+    pub added_series: Vec<SeriesSection>,
+}
+
+/// Changes of one tenant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantDelta {
+    /// By table id.
+    pub tables: BTreeMap<u64, TableDelta>,
+    /// Watermarks from now on.
+    #[serde(with = "pairs")]
+    pub streams: BTreeMap<StreamKey, StreamState>,
+    /// The first table id never used, if it changed.
+    pub next_table_id: Option<u64>,
+}
+
+/// One commit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Log records up to here are in files.
+    pub flushed_lsn: u64,
+    /// Changes by tenant.
+    pub tenants: BTreeMap<TenantId, TenantDelta>,
+}
+
+impl TenantManifest {
+    /// The tenant after a delta.
+    pub(crate) fn with(&self, delta: &TenantDelta) -> Self {
+        let mut next = self.clone();
+        for (id, change) in &delta.tables {
+            let table = next.tables.entry(*id).or_insert_with(|| TableManifest {
+                database: change.database.clone(),
+                schema: change.schema.clone(),
+                files: Vec::new(),
+                series_sections: Vec::new(),
+            });
+            if change.schema.version >= table.schema.version {
+                table.schema = change.schema.clone();
+            }
+            table.files.retain(|f| !change.removed_files.contains(&f.id));
+            table.files.extend(change.added_files.iter().cloned());
+            table.series_sections.extend(change.added_series.iter().cloned());
+            next.next_table_id = next.next_table_id.max(id + 1);
+        }
+        next.streams.extend(delta.streams.iter().map(|(k, v)| (k.clone(), *v)));
+        next.next_table_id = next.next_table_id.max(delta.next_table_id.unwrap_or(1));
+        next
+    }
+}
+
+/// JSON has no maps with structured keys: a map of streams is a list of pairs.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{StreamKey, StreamState};
+
+    pub(super) fn serialize<S: Serializer>(
+        map: &BTreeMap<StreamKey, StreamState>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        s.collect_seq(map.iter())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<BTreeMap<StreamKey, StreamState>, D::Error> {
+        Ok(Vec::<(StreamKey, StreamState)>::deserialize(d)?.into_iter().collect())
+    }
+}

@@ -1,0 +1,375 @@
+//! Commits manifest records, one writer at a time.
+//!
+//! Owns: the epoch claim, the chain of records, checkpoints. Needs only create-if-absent of its
+//! store.
+//! Crash order: sections are stored -> record n+1 is created -> the highest epoch claim is read
+//! again -> installed. Any prefix is a legal start: an unreferenced object is an orphan, a record
+//! that exists is committed.
+//! Fencing: a start claims the next epoch and writes a fence record at the next number. An older
+//! owner then loses its create, or finds the higher claim after it, and refuses to go on.
+//! Invariants: a number is written once; epochs never fall along the chain; each record names
+//! the digest of the one before.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::TryStreamExt;
+use millrace_crypto::key::TenantKeySource;
+use millrace_platform::{
+    entropy::{Entropy, random_bytes},
+    invariant::Broken,
+};
+use millrace_protocol::ids::TenantId;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path};
+
+use super::{
+    invariants,
+    record::{self, Digest, Head, RecordError},
+    state::{Delta, Manifest, TenantDelta, TenantManifest},
+};
+
+/// Checkpoints kept; older ones and the records before them are removed.
+const ROOTS_KEPT: usize = 2;
+/// Attempts to write the fence record against an owner that is still committing.
+const FENCE_ATTEMPTS: usize = 16;
+
+/// Why the manifest does not load. The server does not start with less than was committed.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The store.
+    #[error("the manifest cannot be read: {0}")]
+    Store(#[from] object_store::Error),
+    /// A record.
+    #[error("manifest record {name} does not read: {source}; restore it from a backup")]
+    Record {
+        /// Its path.
+        name: String,
+        /// Why.
+        source: RecordError,
+    },
+    /// The chain.
+    #[error("the manifest chain is broken at {name}: {detail}; restore it from a backup")]
+    Chain {
+        /// The path.
+        name: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Another server keeps committing.
+    #[error("another server is committing to this shard; stop it first")]
+    Contended,
+    /// The fence could not be committed.
+    #[error(transparent)]
+    Fence(Box<CommitError>),
+}
+
+/// Why a commit did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Another server owns the shard now; this one must stop.
+    #[error("another server has taken over this shard (epoch {seen}, ours is {ours}); this one has stopped committing")]
+    Fenced {
+        /// The higher epoch.
+        seen: u64,
+        /// Ours.
+        ours: u64,
+    },
+    /// The store; the record was not written and the commit may be tried again.
+    #[error("the manifest record could not be written: {0}")]
+    Store(object_store::Error),
+    /// Encoding or keys.
+    #[error("the manifest record could not be made: {0}")]
+    Record(#[from] RecordError),
+    /// The delta would break the manifest.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+fn record_name(shard: u32, number: u64) -> String {
+    format!("shard/{shard}/m/{number:020}")
+}
+
+fn root_name(shard: u32, number: u64) -> String {
+    format!("shard/{shard}/c/{number:020}")
+}
+
+fn claim_name(shard: u32, epoch: u64) -> String {
+    format!("shard/{shard}/epoch/{epoch:010}")
+}
+
+/// See the module head.
+pub struct ManifestStore {
+    store: Arc<dyn ObjectStore>,
+    keys: Arc<dyn TenantKeySource>,
+    entropy: Arc<dyn Entropy>,
+    shard: u32,
+    epoch: u64,
+    checkpoint_every: u64,
+    last_root: u64,
+    last_digest: Digest,
+    current: Arc<Manifest>,
+    fenced_by: Option<u64>,
+}
+
+impl std::fmt::Debug for ManifestStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ManifestStore")
+            .field("number", &self.current.number)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Numbers of the objects in a folder, ascending.
+async fn numbers(store: &dyn ObjectStore, folder: &str) -> Result<Vec<u64>, object_store::Error> {
+    let objects: Vec<_> = store.list(Some(&Path::from(folder))).try_collect().await?;
+    let mut out: Vec<u64> = objects
+        .iter()
+        .filter_map(|m| m.location.filename().and_then(|n| n.parse().ok()))
+        .collect();
+    out.sort_unstable();
+    Ok(out)
+}
+
+async fn fetch(store: &dyn ObjectStore, name: &str) -> Result<bytes::Bytes, object_store::Error> {
+    store.get(&Path::from(name)).await?.bytes().await
+}
+
+async fn create(
+    store: &dyn ObjectStore,
+    name: &str,
+    bytes: Vec<u8>,
+) -> Result<(), object_store::Error> {
+    let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+    store.put_opts(&Path::from(name), bytes.into(), options).await.map(|_| ())
+}
+
+/// A manifest as loaded: what it says, the last record's digest, the root it started from.
+struct Loaded {
+    manifest: Manifest,
+    digest: Digest,
+    root: u64,
+}
+
+async fn load(
+    store: &dyn ObjectStore,
+    keys: &dyn TenantKeySource,
+    shard: u32,
+) -> Result<Loaded, ManifestError> {
+    let roots = numbers(store, &format!("shard/{shard}/c")).await?;
+    let records = numbers(store, &format!("shard/{shard}/m")).await?;
+    let mut loaded = Loaded { manifest: Manifest::default(), digest: [0; 32], root: 0 };
+    if let Some(root) = roots.last() {
+        let name = root_name(shard, *root);
+        let bytes = fetch(store, &name).await?;
+        let (head, tenants) = record::decode::<TenantManifest>(&name, &bytes, keys)
+            .map_err(|source| ManifestError::Record { name, source })?;
+        loaded = Loaded {
+            manifest: Manifest {
+                number: head.number,
+                epoch: head.epoch,
+                flushed_lsn: head.flushed_lsn,
+                tenants: tenants.into_iter().map(|(id, t)| (id, Arc::new(t))).collect(),
+            },
+            digest: head.previous,
+            root: *root,
+        };
+    }
+    for number in records.iter().copied().filter(|n| *n > loaded.root) {
+        let name = record_name(shard, number);
+        if number != loaded.manifest.number + 1 {
+            let detail = format!("record {} is missing before it", loaded.manifest.number + 1);
+            return Err(ManifestError::Chain { name, detail });
+        }
+        let bytes = fetch(store, &name).await?;
+        let (head, tenants) = record::decode::<TenantDelta>(&name, &bytes, keys)
+            .map_err(|source| ManifestError::Record { name: name.clone(), source })?;
+        if head.previous != loaded.digest || head.epoch < loaded.manifest.epoch {
+            let detail = "it does not follow the record before it".to_owned();
+            return Err(ManifestError::Chain { name, detail });
+        }
+        loaded.manifest = apply(&loaded.manifest, &head, &tenants);
+        loaded.digest = record::digest_of(&bytes);
+    }
+    Ok(loaded)
+}
+
+fn apply(now: &Manifest, head: &Head, tenants: &BTreeMap<TenantId, TenantDelta>) -> Manifest {
+    let mut next = now.clone();
+    next.number = head.number;
+    next.epoch = head.epoch;
+    next.flushed_lsn = head.flushed_lsn;
+    for (id, delta) in tenants {
+        let before = next.tenants.get(id).cloned().unwrap_or_default();
+        next.tenants.insert(*id, Arc::new(before.with(delta)));
+    }
+    next
+}
+
+impl ManifestStore {
+    /// Claims the next epoch, loads, and fences older owners.
+    pub async fn open(
+        store: Arc<dyn ObjectStore>,
+        keys: Arc<dyn TenantKeySource>,
+        entropy: Arc<dyn Entropy>,
+        shard: u32,
+        checkpoint_every: u64,
+    ) -> Result<Self, ManifestError> {
+        let mut epoch = highest_claim(store.as_ref(), shard).await? + 1;
+        loop {
+            match create(store.as_ref(), &claim_name(shard, epoch), Vec::new()).await {
+                Ok(()) => break,
+                Err(object_store::Error::AlreadyExists { .. }) => epoch += 1,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        for _ in 0..FENCE_ATTEMPTS {
+            let loaded = load(store.as_ref(), keys.as_ref(), shard).await?;
+            let mut this = Self {
+                store: Arc::clone(&store),
+                keys: Arc::clone(&keys),
+                entropy: Arc::clone(&entropy),
+                shard,
+                epoch,
+                checkpoint_every: checkpoint_every.max(1),
+                last_root: loaded.root,
+                last_digest: loaded.digest,
+                current: Arc::new(loaded.manifest),
+                fenced_by: None,
+            };
+            let fence = Delta { flushed_lsn: this.current.flushed_lsn, tenants: BTreeMap::new() };
+            match this.commit(fence).await {
+                Ok(_) => {
+                    this.remove_old_claims().await?;
+                    return Ok(this);
+                }
+                // The older owner took the number first: load what it wrote and try the next.
+                Err(CommitError::Fenced { seen, .. }) if seen < epoch => {}
+                Err(e) => return Err(ManifestError::Fence(Box::new(e))),
+            }
+        }
+        Err(ManifestError::Contended)
+    }
+
+    /// What is committed.
+    pub fn current(&self) -> Arc<Manifest> {
+        Arc::clone(&self.current)
+    }
+
+    /// Commits a delta; returns the manifest after it.
+    pub async fn commit(&mut self, delta: Delta) -> Result<Arc<Manifest>, CommitError> {
+        if let Some(seen) = self.fenced_by {
+            return Err(CommitError::Fenced { seen, ours: self.epoch });
+        }
+        invariants::check(&self.current, &delta)?;
+        let number = self.current.number + 1;
+        let name = record_name(self.shard, number);
+        let nonce: [u8; 16] = random_bytes(self.entropy.as_ref());
+        let head = (number, self.epoch, nonce, self.last_digest, delta.flushed_lsn);
+        let bytes =
+            record::encode(&name, head, &delta.tenants, self.keys.as_ref(), self.entropy.as_ref())?;
+        let digest = record::digest_of(&bytes);
+        if let Err(e) = create(self.store.as_ref(), &name, bytes).await {
+            self.settle(&name, &nonce, e).await?;
+        }
+        let highest = highest_claim(self.store.as_ref(), self.shard)
+            .await
+            .map_err(CommitError::Store);
+        let highest = match highest {
+            Ok(highest) => highest,
+            Err(e) => {
+                // Written but unverified: this owner cannot know, so it stops.
+                self.fenced_by = Some(u64::MAX);
+                return Err(e);
+            }
+        };
+        if highest > self.epoch {
+            self.fenced_by = Some(highest);
+            return Err(CommitError::Fenced { seen: highest, ours: self.epoch });
+        }
+        let head = Manifest { number, epoch: self.epoch, ..Manifest::clone(&self.current) };
+        let mut next = head;
+        next.flushed_lsn = delta.flushed_lsn;
+        for (id, change) in &delta.tenants {
+            let before = next.tenants.get(id).cloned().unwrap_or_default();
+            next.tenants.insert(*id, Arc::new(before.with(change)));
+        }
+        self.current = Arc::new(next);
+        self.last_digest = digest;
+        if number >= self.last_root + self.checkpoint_every
+            && let Err(error) = self.checkpoint().await
+        {
+            // The records are the truth; a checkpoint only makes the next start shorter.
+            tracing::warn!(%error, "a manifest checkpoint failed and is tried after the next commit");
+        }
+        Ok(self.current())
+    }
+
+    /// A create that failed: was it ours after all, somebody else's, or did nothing happen?
+    async fn settle(
+        &mut self,
+        name: &str,
+        nonce: &[u8; 16],
+        error: object_store::Error,
+    ) -> Result<(), CommitError> {
+        let found = match fetch(self.store.as_ref(), name).await {
+            Ok(bytes) => bytes,
+            Err(object_store::Error::NotFound { .. }) => return Err(CommitError::Store(error)),
+            Err(e) => {
+                self.fenced_by = Some(u64::MAX);
+                return Err(CommitError::Store(e));
+            }
+        };
+        let (head, _) = record::decode::<TenantDelta>(name, &found, self.keys.as_ref())?;
+        if head.nonce == *nonce {
+            return Ok(());
+        }
+        self.fenced_by = Some(head.epoch);
+        Err(CommitError::Fenced { seen: head.epoch, ours: self.epoch })
+    }
+
+    async fn checkpoint(&mut self) -> Result<(), CommitError> {
+        let number = self.current.number;
+        let name = root_name(self.shard, number);
+        let nonce = random_bytes(self.entropy.as_ref());
+        let head = (number, self.epoch, nonce, self.last_digest, self.current.flushed_lsn);
+        let tenants: BTreeMap<TenantId, &TenantManifest> =
+            self.current.tenants.iter().map(|(id, t)| (*id, t.as_ref())).collect();
+        let bytes = record::encode(
+            &name,
+            head,
+            &tenants,
+            self.keys.as_ref(),
+            self.entropy.as_ref(),
+        )?;
+        create(self.store.as_ref(), &name, bytes).await.map_err(CommitError::Store)?;
+        self.last_root = number;
+        self.remove_before_kept_roots().await.map_err(CommitError::Store)
+    }
+
+    /// Records that no kept root needs, oldest first, so that a crash leaves no hole.
+    async fn remove_before_kept_roots(&self) -> Result<(), object_store::Error> {
+        let roots = numbers(self.store.as_ref(), &format!("shard/{}/c", self.shard)).await?;
+        let Some(oldest) = roots.iter().rev().nth(ROOTS_KEPT - 1) else { return Ok(()) };
+        let records = numbers(self.store.as_ref(), &format!("shard/{}/m", self.shard)).await?;
+        for number in records.iter().filter(|n| *n <= oldest) {
+            self.store.delete(&Path::from(record_name(self.shard, *number))).await?;
+        }
+        for root in roots.iter().filter(|r| *r < oldest) {
+            self.store.delete(&Path::from(root_name(self.shard, *root))).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_old_claims(&self) -> Result<(), object_store::Error> {
+        let claims = numbers(self.store.as_ref(), &format!("shard/{}/epoch", self.shard)).await?;
+        for old in claims.iter().filter(|e| **e + 1 < self.epoch) {
+            self.store.delete(&Path::from(claim_name(self.shard, *old))).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn highest_claim(store: &dyn ObjectStore, shard: u32) -> Result<u64, object_store::Error> {
+    let claims = numbers(store, &format!("shard/{shard}/epoch")).await?;
+    Ok(claims.last().copied().unwrap_or(0))
+}

@@ -1,0 +1,3 @@
+//! Object stores of our own: the durable local one.
+
+pub mod local;
