@@ -14,5 +14,6 @@
 pub mod figures;
 pub mod fixture;
 pub mod load;
+pub mod queries;
 pub mod server;
 pub mod tsbs;

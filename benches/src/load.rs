@@ -70,47 +70,111 @@ impl Connection {
         self.stream.write_all(head.as_bytes())?;
         self.stream.write_all(body)?;
         self.stream.flush()?;
-        let mut answer = Vec::new();
+        let mut answer = Answer::default();
         loop {
             let n = self.stream.read(&mut self.buffer)?;
             if n == 0 {
                 return Err(Failed("the server closed the connection".into()));
             }
-            answer.extend_from_slice(self.buffer.get(..n).unwrap_or_default());
-            if let Some(whole) = parse(&answer) {
-                return Ok(whole);
+            if answer.take(self.buffer.get(..n).unwrap_or_default()) {
+                return Ok((answer.status, answer.body));
             }
         }
     }
 }
 
-/// Status and body of an answer with a content-length (or with none, for 204), once it is whole;
-/// chunked answers once their last chunk is there.
-fn parse(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
-    let end = answer.windows(4).position(|w| w == b"\r\n\r\n")?;
-    let head = String::from_utf8_lossy(answer.get(..end)?).to_lowercase();
-    let status: u16 = head.get(9..12)?.parse().ok()?;
-    let body = answer.get(end + 4..)?;
-    if head.contains("transfer-encoding: chunked") {
-        return dechunk(body).map(|body| (status, body));
-    }
-    let length = head.lines().find_map(|l| l.strip_prefix("content-length:"));
-    let length: usize = length.map_or(Some(0), |l| l.trim().parse().ok())?;
-    body.get(..length).map(|body| (status, body.to_vec()))
+/// An answer as it arrives: each byte is looked at once, however long the body is.
+#[derive(Debug, Default)]
+struct Answer {
+    status: u16,
+    body: Vec<u8>,
+    /// Bytes not yet understood: part of a head, or of a chunk's size line.
+    raw: Vec<u8>,
+    state: State,
 }
 
-fn dechunk(mut rest: &[u8]) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    loop {
-        let line = rest.windows(2).position(|w| w == b"\r\n")?;
-        let size = std::str::from_utf8(rest.get(..line)?).ok()?;
-        let size = usize::from_str_radix(size.split(';').next()?.trim(), 16).ok()?;
-        rest = rest.get(line + 2..)?;
-        if size == 0 {
-            return Some(body);
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Status line and headers.
+    #[default]
+    Head,
+    /// So many bytes of body to go.
+    Body(usize),
+    /// The line with a chunk's size.
+    ChunkSize,
+    /// So many bytes of the chunk and its line end to go.
+    Chunk(usize),
+    /// The line end after the last chunk.
+    End,
+    Done,
+}
+
+impl Answer {
+    /// Takes more bytes; whether the answer is whole.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        self.raw.extend_from_slice(bytes);
+        let raw = std::mem::take(&mut self.raw);
+        let mut rest = raw.as_slice();
+        while self.state != State::Done {
+            let Some(next) = self.step(rest) else { break };
+            rest = next;
         }
-        body.extend_from_slice(rest.get(..size)?);
-        rest = rest.get(size + 2..)?;
+        self.raw = rest.to_vec();
+        self.state == State::Done
+    }
+
+    /// One piece from the front of `rest`; `None` if it is not all there yet.
+    fn step<'a>(&mut self, rest: &'a [u8]) -> Option<&'a [u8]> {
+        let line = || rest.windows(2).position(|w| w == b"\r\n");
+        match self.state {
+            State::Head => {
+                let end = rest.windows(4).position(|w| w == b"\r\n\r\n")?;
+                let head = String::from_utf8_lossy(rest.get(..end)?).to_lowercase();
+                self.status = head.get(9..12).and_then(|s| s.parse().ok()).unwrap_or(0);
+                let length = head.lines().find_map(|l| l.strip_prefix("content-length:"));
+                let length = length.and_then(|l| l.trim().parse().ok()).unwrap_or(0);
+                self.state = match (head.contains("transfer-encoding: chunked"), length) {
+                    (true, _) => State::ChunkSize,
+                    (false, 0) => State::Done,
+                    (false, length) => State::Body(length),
+                };
+                rest.get(end + 4..)
+            }
+            State::Body(left) => {
+                let now = self.body_bytes(rest, left)?;
+                self.state = if now == left { State::Done } else { State::Body(left - now) };
+                rest.get(now..)
+            }
+            State::ChunkSize => {
+                let end = line()?;
+                let size = String::from_utf8_lossy(rest.get(..end)?).into_owned();
+                let size = usize::from_str_radix(size.split(';').next()?.trim(), 16).ok()?;
+                self.state = if size == 0 { State::End } else { State::Chunk(size) };
+                rest.get(end + 2..)
+            }
+            State::Chunk(0) => {
+                rest.get(..2)?;
+                self.state = State::ChunkSize;
+                rest.get(2..)
+            }
+            State::Chunk(left) => {
+                let now = self.body_bytes(rest, left)?;
+                self.state = State::Chunk(left - now);
+                rest.get(now..)
+            }
+            State::End => {
+                let end = line()?;
+                self.state = State::Done;
+                rest.get(end + 2..)
+            }
+            State::Done => None,
+        }
+    }
+
+    fn body_bytes(&mut self, rest: &[u8], left: usize) -> Option<usize> {
+        let now = rest.len().min(left);
+        self.body.extend_from_slice(rest.get(..now)?);
+        (now > 0).then_some(now)
     }
 }
 
@@ -183,16 +247,24 @@ pub fn send_all(
 mod tests {
     use super::*;
 
+    /// The answer after all of `bytes`, given in pieces of `size`; `None` if it is not whole.
+    fn read(bytes: &[u8], size: usize) -> Option<(u16, Vec<u8>)> {
+        let mut answer = Answer::default();
+        let whole = bytes.chunks(size).map(|piece| answer.take(piece)).any(|done| done);
+        whole.then_some((answer.status, answer.body))
+    }
+
     #[test]
     fn an_answer_is_read_when_it_is_whole_and_not_before() {
-        assert_eq!(parse(b"HTTP/1.1 204 No Content\r\n\r\n"), Some((204, vec![])));
-        assert_eq!(parse(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nh"), None);
-        assert_eq!(
-            parse(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"),
-            Some((200, b"hi".to_vec()))
-        );
         let chunked =
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n";
-        assert_eq!(parse(chunked), Some((200, b"hi!".to_vec())));
+        for size in [1, 2, 3, 7, 1000] {
+            assert_eq!(read(b"HTTP/1.1 204 No Content\r\n\r\n", size), Some((204, vec![])));
+            assert_eq!(read(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nh", size), None);
+            let plain = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+            assert_eq!(read(plain, size), Some((200, b"hi".to_vec())));
+            assert_eq!(read(chunked, size), Some((200, b"hi!".to_vec())));
+            assert_eq!(read(&chunked[..chunked.len() - 1], size), None);
+        }
     }
 }

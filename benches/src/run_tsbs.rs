@@ -4,12 +4,13 @@
 //! graceful stop, without the time of the verifying queries. A figure that the queries contradict
 //! fails the run.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_benches::{
     figures::{Figures, percentile_ms, round},
     load,
+    queries::{self, Picker},
     server::{self, Failed, Server},
     tsbs::{FIELDS, Generator, Manifest, TABLE},
 };
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// Where the data goes; a temporary folder beside the executable if not given.
     #[arg(long)]
     data_dir: Option<std::path::PathBuf>,
+    /// Also ask each of the suite's fifteen queries so often, warm, and report medians in ms.
+    #[arg(long, default_value_t = 0)]
+    queries: usize,
 }
 
 /// The command.
@@ -90,6 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     let mut connection = load::Connection::open(&server.base, &tls, &token)?;
     let (lost, doubled) = verify(&mut connection, generator.manifest())?;
     let verify_ms = asked.elapsed().as_secs_f64() * 1e3;
+    let query_ms = ask_all(&mut connection, args)?;
     let verified_cpu = server.cpu();
     let whole_cpu = server.stop()?;
     let cpu = settled_cpu + whole_cpu.saturating_sub(verified_cpu);
@@ -120,6 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
             ),
             ("log_bytes_per_row".to_owned(), json!(round(log_bytes as f64 / total as f64, 2))),
             ("verify_ms".to_owned(), json!(round(verify_ms, 1))),
+            ("query_ms".to_owned(), json!(query_ms)),
             ("optimised".to_owned(), json!(!cfg!(debug_assertions))),
         ]),
     };
@@ -149,6 +155,40 @@ fn ask(connection: &mut load::Connection, sql: &str) -> Result<Value, Failed> {
     }
     let rows: Value = serde_json::from_str(&text)?;
     Ok(rows.get(0).cloned().unwrap_or(Value::Null))
+}
+
+/// Asks the suite's queries, each `args.queries` times after one that warms up; medians in ms at
+/// the client, answers as CSV read whole.
+fn ask_all(
+    connection: &mut load::Connection,
+    args: &Args,
+) -> Result<BTreeMap<&'static str, f64>, Failed> {
+    let mut medians = BTreeMap::new();
+    for query in queries::ALL.iter().filter(|_| args.queries > 0) {
+        let mut picker = Picker::new(args.seed, args.hosts, args.hours);
+        let mut times = Vec::new();
+        for round in 0..=args.queries {
+            let sql = query.sql(&mut picker);
+            let body = json!({ "db": "default", "q": sql, "format": "csv" }).to_string();
+            let asked = Instant::now();
+            let (status, answer) =
+                connection.request("POST", "/api/v3/query_sql", body.as_bytes())?;
+            if status != 200 {
+                let text = String::from_utf8_lossy(&answer).into_owned();
+                return Err(Failed(format!(
+                    "{}: {sql}\nwas answered {status}: {text}",
+                    query.name
+                )));
+            }
+            if round > 0 {
+                times.push(asked.elapsed());
+            }
+        }
+        let median = percentile_ms(&mut times, 0.5);
+        eprintln!("{:<24} {median} ms", query.name);
+        medians.insert(query.name, median);
+    }
+    Ok(medians)
 }
 
 /// Compares the database with the manifest: rows lost and doubled, or an error where a figure
