@@ -58,7 +58,13 @@ pub fn create_new(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> 
 pub fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temp = temp_path(path);
     write_temp(disk, &temp, bytes)?;
-    disk.rename(&temp, path)?;
+    publish(disk, &temp, path)
+}
+
+/// Gives a file that was written and synced under a temp name (`path` and [`TEMP_SUFFIX`]) its
+/// final name, replacing what was there in one step. For files too large to pass as bytes.
+pub fn publish(disk: &dyn Disk, temp: &Path, path: &Path) -> io::Result<()> {
+    disk.rename(temp, path)?;
     disk.sync_dir(parent_of(path))
 }
 

@@ -38,6 +38,8 @@ metrics! {
     WalSyncs = "millrace_wal_syncs_total", "counter";
     /// Bytes appended to the write-ahead log.
     WalBytes = "millrace_wal_bytes_total", "counter";
+    /// Seconds that one log sync took.
+    WalSyncSeconds = "millrace_wal_sync_seconds", "histogram";
     /// Rows held in memtables.
     MemtableRows = "millrace_memtable_rows", "gauge";
     /// Bytes held in memtables.

@@ -1,72 +1,53 @@
-//! A frame: one sealed payload, with its header in the clear.
+//! The layout of a frame: a header in clear, then the sealed payload.
 //!
-//! Layout (little endian), anywhere inside a block; blocks start on pages:
 //! ```text
-//!   0   4  magic "MRWF"
-//!   4   4  length of the sealed payload (ciphertext and 16-byte tag)
-//!   8   8  log position
-//!  16   8  counter of its key: the nonce is (1 as u32, counter as u64), big endian
-//!  24  16  key owner
-//!  40   4  key version
-//!  44   4  first page of the block that it was written in
-//!  48  16  tag of the frame before it in this segment; zero for the first
-//!  64   4  CRC-32C of bytes 0 to 64 and of the sealed payload
-//!  68   -  sealed payload
+//! offset size
+//!      0    4  magic "MRF1"
+//!      4    4  body length: ciphertext and 16-byte tag; 0 in a frame whose key is gone
+//!      8    8  log number (LSN)
+//!     16    8  durable mark: every frame up to this number was synced when this one was sealed
+//!     24   16  key owner
+//!     40    4  key version
+//!     44    4  flags: 1 = the key is gone, no body
+//!     48    8  nonce counter under this key in this segment
+//!     56   16  tag of the frame before it in this segment; zero in the first
+//!     72    4  CRC32C of the body
+//!     76    4  CRC32C of bytes 0..76 (so, through the body's, of the whole frame)
+//!     80    -  body
 //! ```
-//! The header up to the CRC is the AAD, so length, place and predecessor are authenticated.
-//! A block is what one sync covered: frames back to back, zeroes to the end of the page. The next
-//! block starts only after that sync, so a valid later block proves that this one was durable.
+//! All numbers little endian. AAD of the seal: the segment header, then bytes 0..72.
+//! Owns: encoding and decoding. Never: trusts a length before the header's checksum holds, nor a
+//! payload before its seal opens.
+//! The header has a checksum of its own because the place of the next frame hangs on the length;
+//! the tag before it is stored because a quarantine scan must open frames behind a lost one.
 
-use crate::{keys::KeyRef, segment::PAGE_BYTES};
+use crate::keys::KeyRef;
 
-pub(crate) const FRAME_HEADER_BYTES: usize = 68;
-pub(crate) const AAD_BYTES: usize = 64;
-const MAGIC: &[u8; 4] = b"MRWF";
+/// Bytes of a frame's header.
+pub const FRAME_HEADER_BYTES: usize = 80;
+/// Bytes of a frame that its seal authenticates as AAD.
+pub(crate) const FRAME_AAD_BYTES: usize = 72;
+/// Payloads over this are refused, in segments of any size: 32 MiB.
+pub const FRAME_PAYLOAD_MAX: usize = 32 << 20;
+
+pub(crate) const FRAME_MAGIC: [u8; 4] = *b"MRF1";
+/// The frame's key is gone: a restart could not seal it again.
+pub(crate) const FLAG_GONE: u32 = 1;
 
 /// A frame's header.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FrameHeader {
-    pub(crate) sealed_len: u32,
+    pub(crate) body_len: u32,
     pub(crate) lsn: u64,
-    pub(crate) counter: u64,
+    pub(crate) durable: u64,
     pub(crate) key: KeyRef,
-    pub(crate) block_page: u32,
+    pub(crate) flags: u32,
+    pub(crate) counter: u64,
     pub(crate) previous_tag: [u8; 16],
+    pub(crate) body_crc: u32,
 }
 
-impl FrameHeader {
-    /// The authenticated part.
-    pub(crate) fn aad(&self) -> [u8; AAD_BYTES] {
-        let mut out = [0u8; AAD_BYTES];
-        out[..4].copy_from_slice(MAGIC);
-        out[4..8].copy_from_slice(&self.sealed_len.to_le_bytes());
-        out[8..16].copy_from_slice(&self.lsn.to_le_bytes());
-        out[16..24].copy_from_slice(&self.counter.to_le_bytes());
-        out[24..40].copy_from_slice(&self.key.owner);
-        out[40..44].copy_from_slice(&self.key.version.to_le_bytes());
-        out[44..48].copy_from_slice(&self.block_page.to_le_bytes());
-        out[48..64].copy_from_slice(&self.previous_tag);
-        out
-    }
-}
-
-/// A frame found in a segment, checksum verified, still sealed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RawFrame {
-    pub(crate) header: FrameHeader,
-    /// Offset of the header in the segment.
-    pub(crate) at: usize,
-    /// Offset just past the sealed payload.
-    pub(crate) end: usize,
-}
-
-impl RawFrame {
-    pub(crate) fn sealed_at(&self) -> usize {
-        self.at + FRAME_HEADER_BYTES
-    }
-}
-
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0u8; N];
     if let Some(from) = bytes.get(at..at + N) {
         out.copy_from_slice(from);
@@ -74,49 +55,66 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     out
 }
 
-/// The CRC field of a frame.
-pub(crate) fn crc(aad: &[u8], sealed: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(aad), sealed)
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array(bytes, at))
 }
 
-/// What stands at an offset.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum At {
-    Frame(RawFrame),
-    /// Zeroes: padding, or the end of what was written.
-    Nothing,
-    /// Bytes that are no valid frame.
-    Invalid,
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array(bytes, at))
 }
 
-/// Reads what stands at `at` in a segment's bytes.
-pub(crate) fn read_at(bytes: &[u8], at: usize) -> At {
-    if bytes.get(at..at + 4) != Some(MAGIC) {
-        // Padding reaches to the end of its page; the next page may hold the next block.
-        let page_end = bytes.len().min((at + 1).next_multiple_of(PAGE_BYTES as usize));
-        let rest = bytes.get(at..page_end).unwrap_or_default();
-        return if rest.iter().all(|b| *b == 0) { At::Nothing } else { At::Invalid };
+impl FrameHeader {
+    /// The header's bytes, checksums included.
+    pub(crate) fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
+        let mut out = [0u8; FRAME_HEADER_BYTES];
+        out[0..4].copy_from_slice(&FRAME_MAGIC);
+        out[4..8].copy_from_slice(&self.body_len.to_le_bytes());
+        out[8..16].copy_from_slice(&self.lsn.to_le_bytes());
+        out[16..24].copy_from_slice(&self.durable.to_le_bytes());
+        out[24..40].copy_from_slice(&self.key.owner);
+        out[40..44].copy_from_slice(&self.key.version.to_le_bytes());
+        out[44..48].copy_from_slice(&self.flags.to_le_bytes());
+        out[48..56].copy_from_slice(&self.counter.to_le_bytes());
+        out[56..72].copy_from_slice(&self.previous_tag);
+        Self::finish(&mut out, self.body_crc);
+        out
     }
-    let Some(head) = bytes.get(at..at + FRAME_HEADER_BYTES) else { return At::Invalid };
-    let header = FrameHeader {
-        sealed_len: u32::from_le_bytes(array(head, 4)),
-        lsn: u64::from_le_bytes(array(head, 8)),
-        counter: u64::from_le_bytes(array(head, 16)),
-        key: KeyRef { owner: array(head, 24), version: u32::from_le_bytes(array(head, 40)) },
-        block_page: u32::from_le_bytes(array(head, 44)),
-        previous_tag: array(head, 48),
-    };
-    let body = at + FRAME_HEADER_BYTES;
-    let end = body.saturating_add(header.sealed_len as usize);
-    let Some(sealed) = bytes.get(body..end) else { return At::Invalid };
-    let expected = u32::from_le_bytes(array(head, AAD_BYTES));
-    if crc(head.get(..AAD_BYTES).unwrap_or_default(), sealed) != expected {
-        return At::Invalid;
-    }
-    At::Frame(RawFrame { header, at, end })
-}
 
-/// The tag that ends a sealed payload.
-pub(crate) fn tag_of(sealed: &[u8]) -> [u8; 16] {
-    array(sealed, sealed.len().saturating_sub(16))
+    /// Writes both checksums into an encoded header.
+    pub(crate) fn finish(header: &mut [u8], body_crc: u32) {
+        header[72..76].copy_from_slice(&body_crc.to_le_bytes());
+        let crc = crc32c::crc32c(&header[..76]);
+        header[76..80].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// Reads a header; `None` if these bytes are not one.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..FRAME_HEADER_BYTES)?;
+        if bytes[..4] != FRAME_MAGIC {
+            return None;
+        }
+        if u32_at(bytes, 76) != crc32c::crc32c(&bytes[..76]) {
+            return None;
+        }
+        Some(Self {
+            body_len: u32_at(bytes, 4),
+            lsn: u64_at(bytes, 8),
+            durable: u64_at(bytes, 16),
+            key: KeyRef { owner: array(bytes, 24), version: u32_at(bytes, 40) },
+            flags: u32_at(bytes, 44),
+            counter: u64_at(bytes, 48),
+            previous_tag: array(bytes, 56),
+            body_crc: u32_at(bytes, 72),
+        })
+    }
+
+    /// Whether the frame stands for one whose key is gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.flags & FLAG_GONE != 0
+    }
+
+    /// Bytes of the whole frame.
+    pub(crate) fn frame_bytes(&self) -> u64 {
+        FRAME_HEADER_BYTES as u64 + u64::from(self.body_len)
+    }
 }

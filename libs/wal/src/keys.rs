@@ -1,95 +1,104 @@
-//! Which key seals which frame: the log knows owners by reference only.
+//! Whose key seals a frame, and where segment keys come from.
+//!
+//! Owns: [`KeyRef`], the [`SegmentKeys`] trait and its implementation over tenant keys.
+//! Never: holds key bytes itself; asks for the same sealer twice (T6): the writer asks once for
+//! each (key, segment), and a segment belongs to one start of one process.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use millrace_crypto::{
     aead::{FrameOpener, FrameSealer},
-    key::{KeyError, TenantKeySource},
+    key::{Key256, KeyError, TenantKeySource},
 };
 
-/// Whose key, and which version of it. In the clear in every frame header.
+/// Names a key: an owner (a tenant, a device) and a version of its key. The log gives it no
+/// further meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyRef {
-    /// The owner, 128 bits.
+    /// 16 bytes that name the owner.
     pub owner: [u8; 16],
-    /// The version of the owner's key.
+    /// The version of the owner's key, from 1.
     pub version: u32,
 }
 
-/// Why a frame's key cannot be had.
+impl fmt::Display for KeyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "key version {} of ", self.version)?;
+        self.owner.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+/// Why a key cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRefError {
-    /// Destroyed: the frame can never be read again, which is not damage.
-    #[error("the key is destroyed")]
+    /// Destroyed for good: frames under it can never be read again and are skipped.
+    #[error("the key is gone")]
     Gone,
-    /// Not now.
-    #[error("{0}")]
+    /// Cannot be had now; nothing is skipped.
+    #[error("the key cannot be had now: {0}")]
     Unavailable(String),
 }
 
-/// Makes the key of one (owner, segment). `context` binds it to the segment's number and start.
-pub trait SegmentKeys: Send + Sync {
-    /// A sealer whose counter starts at 0; the log asks once per owner and segment.
-    fn sealer(
-        &self,
-        key: KeyRef,
-        salt: &[u8; 32],
-        context: &[u8],
-    ) -> Result<FrameSealer, KeyRefError>;
-    /// The matching opener.
-    fn opener(
-        &self,
-        key: KeyRef,
-        salt: &[u8; 32],
-        context: &[u8],
-    ) -> Result<FrameOpener, KeyRefError>;
+/// What a segment key is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentContext {
+    /// The segment's random salt.
+    pub salt: [u8; 32],
+    /// The segment's number.
+    pub segment: u64,
+    /// The start of the process that writes the segment.
+    pub incarnation: u64,
 }
 
-/// Segment keys derived from tenant keys.
-pub struct TenantSegmentKeys(Arc<dyn TenantKeySource>);
-
-impl std::fmt::Debug for TenantSegmentKeys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TenantSegmentKeys")
+impl SegmentContext {
+    /// The bytes that a derived key is bound to, beside the salt.
+    pub fn info(&self) -> [u8; 16] {
+        let mut out = [0u8; 16];
+        out[..8].copy_from_slice(&self.segment.to_le_bytes());
+        out[8..].copy_from_slice(&self.incarnation.to_le_bytes());
+        out
     }
+}
+
+/// Makes the keys of one segment.
+pub trait SegmentKeys: Send + Sync {
+    /// A sealer whose counter starts at 0. Called at most once for each (key, segment).
+    fn sealer(&self, key: KeyRef, context: &SegmentContext) -> Result<FrameSealer, KeyRefError>;
+    /// The opener of what that sealer sealed.
+    fn opener(&self, key: KeyRef, context: &SegmentContext) -> Result<FrameOpener, KeyRefError>;
+}
+
+/// Segment keys derived from tenant keys: HKDF-SHA-256 of the tenant key with the segment's salt,
+/// bound to tenant, segment and start.
+pub struct TenantSegmentKeys {
+    source: Arc<dyn TenantKeySource>,
 }
 
 impl TenantSegmentKeys {
-    /// Derives from this source.
+    /// Takes where tenant keys come from.
     pub fn new(source: Arc<dyn TenantKeySource>) -> Self {
-        Self(source)
+        Self { source }
     }
 
-    fn key(
-        &self,
-        key: KeyRef,
-        salt: &[u8; 32],
-        context: &[u8],
-    ) -> Result<millrace_crypto::key::Key256, KeyRefError> {
-        match self.0.version(&key.owner, key.version) {
-            Ok(keys) => Ok(keys.segment_key(salt, context)),
-            Err(KeyError::Gone { .. }) => Err(KeyRefError::Gone),
-            Err(e) => Err(KeyRefError::Unavailable(e.to_string())),
-        }
+    fn segment_key(&self, key: KeyRef, context: &SegmentContext) -> Result<Key256, KeyRefError> {
+        let keys = self.source.version(&key.owner, key.version).map_err(|e| match e {
+            KeyError::Gone { .. } => KeyRefError::Gone,
+            // A version that was never made is a ledger that went back, not a shredded tenant:
+            // skipping its frames would lose them in silence.
+            other @ (KeyError::UnknownVersion { .. } | KeyError::Unavailable(_)) => {
+                KeyRefError::Unavailable(other.to_string())
+            }
+        })?;
+        Ok(keys.segment_key(&context.salt, &context.info()))
     }
 }
 
 impl SegmentKeys for TenantSegmentKeys {
-    fn sealer(
-        &self,
-        key: KeyRef,
-        salt: &[u8; 32],
-        context: &[u8],
-    ) -> Result<FrameSealer, KeyRefError> {
-        self.key(key, salt, context).map(|k| FrameSealer::new(&k))
+    fn sealer(&self, key: KeyRef, context: &SegmentContext) -> Result<FrameSealer, KeyRefError> {
+        Ok(FrameSealer::new(&self.segment_key(key, context)?))
     }
 
-    fn opener(
-        &self,
-        key: KeyRef,
-        salt: &[u8; 32],
-        context: &[u8],
-    ) -> Result<FrameOpener, KeyRefError> {
-        self.key(key, salt, context).map(|k| FrameOpener::new(&k))
+    fn opener(&self, key: KeyRef, context: &SegmentContext) -> Result<FrameOpener, KeyRefError> {
+        Ok(FrameOpener::new(&self.segment_key(key, context)?))
     }
 }

@@ -1,375 +1,324 @@
-//! Reading a log after a start: which segments count, where each ends, what is damage.
+//! Starting: what is there, what counts, and the first segment of this start.
 //!
-//! Owns: the rule that tells a torn tail from damage. Only the last segment of the chain may end
-//! in a torn block: the bytes after its last valid frame are cut silently if no later block is
-//! valid, because a block is written only after the sync of the one before. Everything else that
-//! does not read is [`WalError::Damaged`] and the caller must not go on without telling.
-//! Never: skips a frame silently, except of an owner whose key is destroyed (`KeyGone`).
+//! Owns: the table of segments, the new segment that every start opens, replay.
+//! Never: writes to a segment of an earlier start, or syncs one (except on a full disk, below).
+//! Invariants: D1.
+//!
+//! Order of a start: sweep `.tmp`, read all headers, walk the last segment to its end, make a
+//! new segment, remove segments without a frame that counts.
+//! Carrying over. The frames at the end of the last segment that no later frame marks as durable
+//! may be in the page cache only, and if the process before died after a failed sync, no sync
+//! will ever write them, while reading shows them. So they are sealed again, with the same
+//! numbers, into the new segment before it gets its name; from then on they count there. If there
+//! is no room for the new segment, the old one is synced instead, once, and appends wait for room.
 
 use std::{
-    collections::BTreeMap,
-    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use millrace_crypto::aead::FrameOpener;
-use millrace_platform::disk::{Disk, OpenMode, read_exact_at};
-
-use crate::{
-    frame::{self, At, RawFrame},
-    keys::{KeyRef, KeyRefError, SegmentKeys},
-    segment::{self, HEADER_BYTES, PAGE_BYTES, Page, SegmentHeader},
-    writer::WalError,
+use millrace_platform::{
+    disk::{Disk, OpenMode},
+    durable,
 };
 
-/// An opened frame.
+use crate::{
+    error::{Damage, WalError},
+    keys::{KeyRef, SegmentKeys},
+    planted::{Bug, planted},
+    reader::{LogReader, Scanned, SegmentScan, Tail, highest_lsn, live_end},
+    segment::{Entry, Found, number_of, read_header},
+    writer::OnDamage,
+};
+
+/// A frame read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// Log position.
+    /// Its log number.
     pub lsn: u64,
-    /// Whose key sealed it.
+    /// Its key.
     pub key: KeyRef,
-    /// The bytes that were appended.
+    /// What was appended.
     pub payload: Vec<u8>,
 }
 
-/// What replay sees.
+/// What replay hands out, in order of log numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Replayed {
     /// A frame.
     Frame(Frame),
-    /// A frame whose owner's key is destroyed.
+    /// A frame whose key is gone for good (a shredded tenant). Not damage.
     KeyGone {
-        /// Log position.
+        /// Its log number.
         lsn: u64,
-        /// Whose key it was.
+        /// Its key.
         key: KeyRef,
     },
 }
 
-/// A stretch of a segment that does not read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damage {
-    /// Segment number.
-    pub segment: u64,
-    /// Bytes from the first invalid one to the next valid block, or to the end.
-    pub bytes: Range<u64>,
-    /// Log positions that may be in it: after the last good frame, before the next one.
-    pub lsns: Range<u64>,
+/// The segments of a directory.
+pub(crate) struct Table {
+    pub(crate) entries: Vec<Entry>,
+    /// Files that a trim destroyed and did not come to unlink.
+    pub(crate) destroyed: Vec<PathBuf>,
+    /// The last number that counts.
+    pub(crate) through: u64,
+    pub(crate) tail: Option<Tail>,
+    /// No frame of a new segment may have a lower number.
+    pub(crate) next_lsn: u64,
+    /// The number of the next segment file.
+    pub(crate) next_number: u64,
 }
 
-/// What a scan past damage sees.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scanned {
-    /// As in replay.
-    Replayed(Replayed),
-    /// A stretch that does not read; the scan goes on after it.
-    Damage(Damage),
+impl Table {
+    /// The lowest number from which the log is complete.
+    pub(crate) fn first_lsn(&self) -> u64 {
+        self.entries.first().map_or(self.next_lsn, |e| e.header.continues_after + 1)
+    }
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct KnownSegment {
-    pub(crate) header: SegmentHeader,
-    pub(crate) path: PathBuf,
-    pub(crate) file_bytes: u64,
-    /// Where its valid bytes end, recorded by its successor; `None` for the last.
-    pub(crate) end: Option<u64>,
-    /// The last log position in it; for the last segment found by scanning.
-    pub(crate) last_lsn: u64,
+/// Reads all headers and walks the last segment.
+pub(crate) fn load_table(disk: &dyn Disk, dir: &Path, policy: OnDamage) -> Result<Table, WalError> {
+    let listed = disk.list(dir).map_err(WalError::io("list", dir))?;
+    let mut numbers: Vec<(u64, String)> = listed
+        .into_iter()
+        .filter(|e| !e.is_dir)
+        .filter_map(|e| number_of(&e.name).map(|n| (n, e.name)))
+        .collect();
+    numbers.sort();
+    let mut entries: Vec<Entry> = Vec::with_capacity(numbers.len());
+    let mut destroyed = Vec::new();
+    let mut behind_unreadable = None;
+    for (number, name) in &numbers {
+        let path = dir.join(name);
+        let found = match read_header(disk, &path, *number)? {
+            Found::Segment(entry) => in_order(&entries, entry),
+            other => other,
+        };
+        match found {
+            Found::Segment(entry) => {
+                behind_unreadable = None;
+                entries.push(entry);
+            }
+            Found::Destroyed => destroyed.push(path),
+            Found::Damage(mut damage) => {
+                damage.first_lsn = entries.last().map_or(1, |e| e.header.first_lsn);
+                if policy == OnDamage::Refuse {
+                    return Err(damage.into());
+                }
+                behind_unreadable = behind_unreadable.max(highest_lsn(disk, &path)?);
+            }
+        }
+    }
+    let next_number = numbers.last().map_or(1, |(n, _)| n + 1);
+    let Some(last) = entries.last() else {
+        // Frames in files that cannot be read at all: their numbers are not used again.
+        let through = behind_unreadable.unwrap_or(0);
+        let next_lsn = through + 1;
+        return Ok(Table { entries, destroyed, through, tail: None, next_lsn, next_number });
+    };
+    let mut tail = SegmentScan::open(disk, last)?.tail(policy)?;
+    if let Some(lsn) = behind_unreadable
+        && lsn > tail.last_lsn
+    {
+        tail.damaged = true;
+        tail.last_lsn = lsn;
+        tail.next_lsn = lsn + 1;
+    }
+    // A last segment without a frame adds nothing to what it continues after.
+    let through = if tail.last_lsn < last.header.first_lsn {
+        last.header.continues_after
+    } else {
+        tail.last_lsn
+    };
+    let next_lsn = tail.next_lsn;
+    Ok(Table { entries, destroyed, through, tail: Some(tail), next_lsn, next_number })
 }
 
-/// A log as it was found at start.
+fn in_order(before: &[Entry], entry: Entry) -> Found {
+    let Some(last) = before.last() else { return Found::Segment(entry) };
+    if entry.header.continues_after >= last.header.continues_after
+        && entry.header.incarnation >= last.header.incarnation
+    {
+        return Found::Segment(entry);
+    }
+    Found::Damage(Damage {
+        segment: entry.header.number,
+        byte: 0,
+        byte_end: entry.len,
+        first_lsn: 0,
+        last_lsn: None,
+        what: "the header contradicts the segment before",
+    })
+}
+
+/// What a restart must write again.
+pub(crate) struct CarryOver {
+    /// Everything up to here is durable where it is, or void.
+    pub(crate) continues_after: u64,
+    pub(crate) first_lsn: u64,
+    pub(crate) frames: Vec<Replayed>,
+}
+
+/// The frames of the last segment that are not known to be durable.
+pub(crate) fn carry_over(
+    disk: &Arc<dyn Disk>,
+    keys: &Arc<dyn SegmentKeys>,
+    table: &Table,
+) -> Result<CarryOver, WalError> {
+    let nothing =
+        CarryOver { continues_after: table.through, first_lsn: table.next_lsn, frames: Vec::new() };
+    let (Some(tail), Some(last)) = (table.tail, table.entries.last()) else { return Ok(nothing) };
+    if tail.durable >= tail.last_lsn || planted(Bug::TailTrusted) {
+        return Ok(nothing);
+    }
+    if tail.damaged {
+        // Numbers are missing in between, so it cannot be written again; best that can be done.
+        sync_in_place(disk.as_ref(), last)?;
+        return Ok(nothing);
+    }
+    let mut reader =
+        LogReader::new(Arc::clone(disk), Arc::clone(keys), OnDamage::Refuse, tail.durable + 1);
+    let mut frames = Vec::new();
+    while let Some(scanned) = reader.next(std::slice::from_ref(last), tail.last_lsn)? {
+        match scanned {
+            Scanned::Frame(frame) => frames.push(Replayed::Frame(frame)),
+            Scanned::KeyGone { lsn, key } => frames.push(Replayed::KeyGone { lsn, key }),
+            Scanned::Damage(damage) => return Err(damage.into()),
+        }
+    }
+    let continues_after = if tail.durable < last.header.first_lsn {
+        last.header.continues_after
+    } else {
+        tail.durable
+    };
+    Ok(CarryOver { continues_after, first_lsn: tail.durable + 1, frames })
+}
+
+/// Syncs the segment of an earlier start: the second best, when its end cannot be carried over.
+pub(crate) fn sync_in_place(disk: &dyn Disk, entry: &Entry) -> Result<(), WalError> {
+    let file =
+        disk.open(&entry.path, OpenMode::ReadWrite).map_err(WalError::io("open", &entry.path))?;
+    file.sync_data().map_err(WalError::io("sync", &entry.path))
+}
+
+/// Removes segments, except the newest, that hold no frame that counts, and destroyed ones.
+pub(crate) fn remove_empty(
+    disk: &dyn Disk,
+    dir: &Path,
+    entries: &mut Vec<Entry>,
+    destroyed: &[PathBuf],
+) -> Result<(), WalError> {
+    let mut empty = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let last = index + 1 == entries.len();
+        if !last && live_end(entries, index, 0) < entry.header.first_lsn {
+            empty.push(entry.header.number);
+        }
+    }
+    if empty.is_empty() && destroyed.is_empty() {
+        return Ok(());
+    }
+    let of_no_use = entries.iter().filter(|e| empty.contains(&e.header.number)).map(|e| &e.path);
+    for path in of_no_use.chain(destroyed) {
+        disk.remove(path).map_err(WalError::io("remove", path))?;
+    }
+    disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
+    entries.retain(|e| !empty.contains(&e.header.number));
+    Ok(())
+}
+
+/// Makes the directory and sweeps what a crash left half-made.
+pub(crate) fn prepare(disk: &dyn Disk, dir: &Path) -> Result<(), WalError> {
+    disk.create_dir_all(dir).map_err(WalError::io("create", dir))?;
+    durable::sweep_temp(disk, dir).map_err(WalError::io("sweep", dir))?;
+    Ok(())
+}
+
+/// What a start found.
 pub struct Recovery {
-    disk: Arc<dyn Disk>,
-    keys: Arc<dyn SegmentKeys>,
-    pub(crate) segments: Vec<KnownSegment>,
-    /// Bytes of a torn tail that were cut.
-    torn_bytes: u64,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) keys: Arc<dyn SegmentKeys>,
+    pub(crate) policy: OnDamage,
+    pub(crate) entries: Arc<Vec<Entry>>,
+    pub(crate) first_lsn: u64,
+    pub(crate) through: u64,
+    pub(crate) next_lsn: u64,
+    pub(crate) torn_bytes: u64,
+    pub(crate) carried: u64,
 }
 
 impl std::fmt::Debug for Recovery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recovery").field("segments", &self.segments.len()).finish_non_exhaustive()
+        f.debug_struct("Recovery")
+            .field("first_lsn", &self.first_lsn)
+            .field("through", &self.through)
+            .field("torn_bytes", &self.torn_bytes)
+            .finish_non_exhaustive()
     }
-}
-
-fn io(path: &Path) -> impl Fn(std::io::Error) -> WalError + '_ {
-    move |source| WalError::io("read", path, source)
-}
-
-fn read_segment(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, WalError> {
-    let file = disk.open(path, OpenMode::Read).map_err(io(path))?;
-    let len = file.len().map_err(io(path))?;
-    let mut bytes = vec![0u8; usize::try_from(len).unwrap_or(0)];
-    read_exact_at(file.as_ref(), &mut bytes, 0).map_err(io(path))?;
-    Ok(bytes)
-}
-
-fn first_page(disk: &dyn Disk, path: &Path) -> Result<(Page, u64), WalError> {
-    let file = disk.open(path, OpenMode::Read).map_err(io(path))?;
-    let len = file.len().map_err(io(path))?;
-    let mut page = vec![0u8; PAGE_BYTES.min(len) as usize];
-    read_exact_at(file.as_ref(), &mut page, 0).map_err(io(path))?;
-    Ok((segment::decode(&page), len))
-}
-
-/// Whether any block of a segment is valid: then its header was synced once and must read.
-fn has_blocks(bytes: &[u8]) -> bool {
-    next_block(bytes, HEADER_BYTES as usize).is_some()
-}
-
-/// The first page at or after `from` where a valid block starts.
-fn next_block(bytes: &[u8], from: usize) -> Option<usize> {
-    let mut at = from.next_multiple_of(PAGE_BYTES as usize).max(HEADER_BYTES as usize);
-    while at < bytes.len() {
-        if let At::Frame(f) = frame::read_at(bytes, at)
-            && u64::from(f.header.block_page) * PAGE_BYTES == at as u64
-        {
-            return Some(at);
-        }
-        at += PAGE_BYTES as usize;
-    }
-    None
-}
-
-/// Walks the frames of a segment from `at`; stops at the first byte that is neither a frame nor
-/// padding, or at the end. Returns where it stopped and whether that was the orderly end.
-fn walk(
-    bytes: &[u8],
-    mut at: usize,
-    end: Option<usize>,
-    each: &mut dyn FnMut(RawFrame),
-) -> (usize, bool) {
-    let stop = end.unwrap_or(bytes.len()).min(bytes.len());
-    let mut tag: Option<[u8; 16]> = (at == HEADER_BYTES as usize).then_some([0; 16]);
-    while at < stop {
-        match frame::read_at(bytes, at) {
-            At::Frame(f) if f.end <= stop && tag.is_none_or(|t| t == f.header.previous_tag) => {
-                tag = Some(frame::tag_of(bytes.get(f.sealed_at()..f.end).unwrap_or_default()));
-                at = f.end;
-                each(f);
-            }
-            At::Nothing => {
-                let page = PAGE_BYTES as usize;
-                if at.is_multiple_of(page) {
-                    // An untouched page: the end, unless the successor says otherwise.
-                    return (at, end.is_none());
-                }
-                at = at.next_multiple_of(page);
-            }
-            _ => return (at, false),
-        }
-    }
-    (at.min(stop.max(at)), true)
 }
 
 impl Recovery {
-    /// Lists the segments, removes remnants, finds the chain and the end of the last one.
-    pub(crate) fn find(
-        disk: Arc<dyn Disk>,
-        dir: &Path,
-        keys: Arc<dyn SegmentKeys>,
-    ) -> Result<Self, WalError> {
-        let mut live: BTreeMap<u64, (SegmentHeader, PathBuf, u64)> = BTreeMap::new();
-        let mut odd: Vec<(u64, PathBuf)> = Vec::new();
-        let mut remnants: Vec<PathBuf> = Vec::new();
-        for entry in disk.list(dir).map_err(io(dir))? {
-            let Some(number) = segment::number(&entry.name) else { continue };
-            let path = dir.join(&entry.name);
-            match first_page(disk.as_ref(), &path)? {
-                (Page::Live(header), len) if header.number == number => {
-                    live.insert(number, (header, path, len));
-                }
-                (Page::Destroyed, _) => remnants.push(path),
-                _ => odd.push((number, path)),
-            }
-        }
-        for (number, path) in odd {
-            // A crash while a segment was being made leaves a file without a header and without
-            // blocks. With blocks, the header was durable once: that is damage.
-            let bytes = read_segment(disk.as_ref(), &path)?;
-            let named = live.values().any(|(h, _, _)| h.previous == number);
-            if named || has_blocks(&bytes) {
-                return Err(WalError::Damaged {
-                    segment: number,
-                    byte: 0,
-                    detail: "its header does not read".to_owned(),
-                });
-            }
-            remnants.push(path);
-        }
-        for path in &remnants {
-            disk.remove(path).map_err(|e| WalError::io("remove", path, e))?;
-        }
-        if !remnants.is_empty() {
-            disk.sync_dir(dir).map_err(|e| WalError::io("sync", dir, e))?;
-        }
-        let mut segments = Vec::new();
-        let headers: Vec<(SegmentHeader, PathBuf, u64)> = live.into_values().collect();
-        for (index, (header, path, len)) in headers.iter().enumerate() {
-            let next = headers.get(index + 1).map(|(h, _, _)| h);
-            if let Some(next) = next
-                && next.previous != header.number
-            {
-                return Err(WalError::Damaged {
-                    segment: next.number,
-                    byte: 72,
-                    detail: format!(
-                        "it follows segment {}, but the one before it here is {}; a segment is missing",
-                        next.previous, header.number
-                    ),
-                });
-            }
-            segments.push(KnownSegment {
-                header: header.clone(),
-                path: path.clone(),
-                file_bytes: *len,
-                end: next.map(|n| n.previous_end),
-                last_lsn: next.map_or(header.previous_lsn, |n| n.previous_lsn),
-            });
-        }
-        let mut recovery = Self { disk, keys, segments, torn_bytes: 0 };
-        recovery.find_tail()?;
-        Ok(recovery)
+    /// The lowest number that may be read from; lower ones were trimmed.
+    pub fn first_lsn(&self) -> u64 {
+        self.first_lsn
     }
 
-    fn find_tail(&mut self) -> Result<(), WalError> {
-        let Some(last) = self.segments.last_mut() else { return Ok(()) };
-        let bytes = read_segment(self.disk.as_ref(), &last.path)?;
-        let mut last_lsn = last.header.previous_lsn;
-        let mut end = HEADER_BYTES as usize;
-        let (stopped, orderly) = walk(&bytes, HEADER_BYTES as usize, None, &mut |f| {
-            last_lsn = f.header.lsn;
-            end = f.end;
-        });
-        if let Some(block) = next_block(&bytes, stopped + 1)
-            && (!orderly || block > stopped)
-        {
-            return Err(WalError::Damaged {
-                segment: last.header.number,
-                byte: stopped as u64,
-                detail: format!("bytes here do not read, but a later block at {block} does"),
-            });
-        }
-        let used = bytes.iter().rposition(|b| *b != 0).map_or(0, |p| p + 1);
-        self.torn_bytes = used.saturating_sub(end) as u64;
-        last.last_lsn = last_lsn;
-        last.end = Some(end as u64);
-        Ok(())
-    }
-
-    /// The first log position that this log can still tell about: every acknowledged position
-    /// from here on is in it. 1 for a log that was never trimmed.
-    pub fn covers_from(&self) -> u64 {
-        self.segments.first().map_or(1, |s| s.header.previous_lsn + 1)
-    }
-
-    /// The last log position found; 0 for an empty log.
+    /// The last number that the log held at the start; 0 if none.
     pub fn last_lsn(&self) -> u64 {
-        self.segments.last().map_or(0, |s| s.last_lsn)
+        self.through
     }
 
-    /// Bytes of a torn tail that were ignored: never acknowledged.
-    pub fn torn_bytes(&self) -> u64 {
+    /// The number that the first append of this start gets.
+    pub fn next_lsn(&self) -> u64 {
+        self.next_lsn
+    }
+
+    /// Bytes of a torn tail that were cut off. They were never acknowledged.
+    pub fn torn_tail_bytes(&self) -> u64 {
         self.torn_bytes
     }
 
-    /// Gives every frame from `from_lsn` on, in order. Damage is an error.
+    /// Frames at the end that were written again because their sync was not certain.
+    pub fn carried_frames(&self) -> u64 {
+        self.carried
+    }
+
+    /// Reads every frame from `from_lsn` on that the log held at the start, in order, once.
+    /// Damage ends it with [`WalError::Damaged`]; numbers below [`Self::first_lsn`] are an error.
+    /// Each segment is read through a window; memory does not grow with the log.
     pub fn read<E: From<WalError>>(
         &self,
         from_lsn: u64,
         each: &mut dyn FnMut(Replayed) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.scan(from_lsn, &mut |scanned| match scanned {
-            Scanned::Replayed(r) => each(r),
-            Scanned::Damage(d) => Err(E::from(WalError::Damaged {
-                segment: d.segment,
-                byte: d.bytes.start,
-                detail: format!(
-                    "bytes {} to {} do not read; log positions {} to {} may be in them",
-                    d.bytes.start,
-                    d.bytes.end,
-                    d.lsns.start,
-                    d.lsns.end.saturating_sub(1)
-                ),
-            })),
-        })
+        let mut reader = LogReader::new(
+            Arc::clone(&self.disk),
+            Arc::clone(&self.keys),
+            OnDamage::Refuse,
+            from_lsn,
+        );
+        while let Some(scanned) = reader.next(&self.entries, self.through)? {
+            match scanned {
+                Scanned::Frame(frame) => each(Replayed::Frame(frame))?,
+                Scanned::KeyGone { lsn, key } => each(Replayed::KeyGone { lsn, key })?,
+                Scanned::Damage(damage) => return Err(WalError::from(damage).into()),
+            }
+        }
+        Ok(())
     }
 
-    /// As [`Self::read`], but reports damage and goes on at the next valid block: for a queue
-    /// that quarantines and never wipes.
+    /// Like [`Self::read`], but goes on behind damage and reports it, when the log was opened
+    /// with [`OnDamage::Quarantine`].
     pub fn scan<E: From<WalError>>(
         &self,
         from_lsn: u64,
         each: &mut dyn FnMut(Scanned) -> Result<(), E>,
     ) -> Result<(), E> {
-        for known in self.segments.iter().filter(|s| s.last_lsn >= from_lsn) {
-            self.scan_segment(known, from_lsn, each)?;
-        }
-        Ok(())
-    }
-
-    fn scan_segment<E: From<WalError>>(
-        &self,
-        known: &KnownSegment,
-        from_lsn: u64,
-        each: &mut dyn FnMut(Scanned) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut bytes = read_segment(self.disk.as_ref(), &known.path).map_err(E::from)?;
-        let end = known.end.map(|e| e as usize);
-        let stop = end.unwrap_or(bytes.len());
-        let mut openers: BTreeMap<KeyRef, Result<FrameOpener, KeyRefError>> = BTreeMap::new();
-        let context = known.header.key_context();
-        let mut at = HEADER_BYTES as usize;
-        let mut last_lsn = known.header.first_lsn.saturating_sub(1);
-        while at < stop {
-            let mut frames = Vec::new();
-            let (stopped, orderly) = walk(&bytes, at, Some(stop), &mut |f| frames.push(f));
-            let mut damaged_at = (!orderly).then_some(stopped);
-            for raw in frames {
-                let lsn = raw.header.lsn;
-                let key = raw.header.key;
-                if lsn < from_lsn {
-                    last_lsn = lsn;
-                    continue;
-                }
-                let opener = openers
-                    .entry(key)
-                    .or_insert_with(|| self.keys.opener(key, &known.header.salt, &context));
-                let replayed = match opener {
-                    Err(KeyRefError::Gone) => Replayed::KeyGone { lsn, key },
-                    Err(KeyRefError::Unavailable(why)) => {
-                        return Err(E::from(WalError::Keys(why.clone())));
-                    }
-                    Ok(opener) => {
-                        let sealed = bytes.get_mut(raw.sealed_at()..raw.end).unwrap_or_default();
-                        match opener.open(raw.header.counter, &raw.header.aad(), sealed) {
-                            Ok(payload) => {
-                                Replayed::Frame(Frame { lsn, key, payload: payload.to_vec() })
-                            }
-                            Err(_) => {
-                                damaged_at = Some(raw.at);
-                                break;
-                            }
-                        }
-                    }
-                };
-                each(Scanned::Replayed(replayed))?;
-                last_lsn = lsn;
-            }
-            let Some(from) = damaged_at else { return Ok(()) };
-            let next = next_block(&bytes, from + 1).filter(|b| *b < stop);
-            let next_lsn = match next.map(|b| frame::read_at(&bytes, b)) {
-                Some(At::Frame(f)) => f.header.lsn,
-                _ => known.last_lsn + 1,
-            };
-            at = next.unwrap_or(stop);
-            each(Scanned::Damage(Damage {
-                segment: known.header.number,
-                bytes: from as u64..at as u64,
-                lsns: last_lsn + 1..next_lsn,
-            }))?;
+        let mut reader =
+            LogReader::new(Arc::clone(&self.disk), Arc::clone(&self.keys), self.policy, from_lsn);
+        while let Some(scanned) = reader.next(&self.entries, self.through)? {
+            each(scanned)?;
         }
         Ok(())
     }

@@ -1,167 +1,272 @@
-//! A segment's header, name and place in the chain of segments.
+//! A segment file: one header page, then batches of frames on page boundaries.
 //!
-//! A segment is a preallocated file `{number:016x}.wal`. Its first page (4096 bytes, little
-//! endian; the rest of the page is zero):
 //! ```text
-//!   0   4  magic "MRWS", or "MRWX" once destroyed
-//!   4   1  version = 1
-//!   5   3  zero
-//!   8   8  segment number, from 1
-//!  16   8  log position of its first frame
-//!  24  16  start: random per opening of the log
-//!  40  32  salt of its keys: random per segment
-//!  72   8  number of the segment before it in the chain; 0 if there is none
-//!  80   8  where that segment's valid bytes end
-//!  88   8  the last valid log position before this segment
-//!  96   4  CRC-32C of bytes 0 to 96
+//! offset size
+//!      0    8  magic "MRWALSEG"
+//!      8    4  version = 1
+//!     12    4  page size = 4096
+//!     16    8  segment number
+//!     24    8  first log number that a frame here may have
+//!     32    8  continues after: the last log number that counts in the segments before this one
+//!     40    8  carried through: frames up to this number were synced before the file got its name
+//!     48    8  start of the process that writes it (counted from 1)
+//!     56   32  random salt
+//!     88    8  allocated length of the file
+//!     96   28  zero
+//!    124    4  CRC32C of bytes 0..124
+//!    128    -  filled with 0xA5 up to the page
 //! ```
-//! Validity: magic, version, CRC. A segment is part of the log only if the next segment names it
-//! as its predecessor, or if it is the last; its frames count only up to the end that the next
-//! segment records. So whatever a failed sync or a torn tail left behind that end is not data.
-//! A destroyed segment is one that a trim has given up; its removal may not have reached the disk.
+//! A batch is what one commit writes: frames back to back, filled with 0xA5 up to the page, so
+//! that a synced page is never written again and a sector of a written page is never all zero.
+//! Owns: header layout, file names, creation. Never: gives a file its name before its header and
+//! the frames that it starts with are synced.
+//! A trimmed segment's first sector is overwritten with "MRWALEND" and zeroes before it is unlinked.
+//! Crash order: create `.tmp`, allocate, write, sync, rename, sync the directory. A crash leaves
+//! a `.tmp` that the next start sweeps, or a complete segment.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-/// Frames and headers start on multiples of this; a synced page is not written again.
+use millrace_platform::{
+    disk::{Disk, DiskFile, OpenMode},
+    durable,
+};
+
+use crate::{
+    error::{Damage, WalError, is_full},
+    frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX, array, u32_at, u64_at},
+    keys::SegmentContext,
+};
+
+/// Bytes of a segment header.
+pub const SEGMENT_HEADER_BYTES: usize = 128;
+/// Unit of writing: a page is written once. 4 KiB is the sector of today's devices.
 pub const PAGE_BYTES: u64 = 4096;
-/// Where the first block starts.
-pub const HEADER_BYTES: u64 = PAGE_BYTES;
+/// Unit of tearing: a power cut leaves a sector of this size old or new.
+pub(crate) const SECTOR_BYTES: u64 = 512;
+/// The smallest segment: a header page and three more.
+pub const SEGMENT_BYTES_MIN: u64 = 4 * PAGE_BYTES;
+/// The server's segments: 64 MiB.
+pub(crate) const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
+/// What fills the rest of a page.
+pub(crate) const PAD: u8 = 0xA5;
+/// Bytes that a seal adds.
+pub(crate) const TAG: usize = millrace_crypto::aead::TAG_BYTES;
 
-const MAGIC: &[u8; 4] = b"MRWS";
-const DESTROYED: &[u8; 4] = b"MRWX";
-const VERSION: u8 = 1;
-const CRC_AT: usize = 96;
+const MAGIC: [u8; 8] = *b"MRWALSEG";
+/// What trim writes over a header, so that salt and with it the keys are gone before the name is.
+const DESTROYED: [u8; 8] = *b"MRWALEND";
+const VERSION: u32 = 1;
 
-/// A decoded header.
+const _: () = assert!(
+    PAGE_BYTES + (FRAME_HEADER_BYTES + FRAME_PAYLOAD_MAX + TAG) as u64 <= SEGMENT_BYTES_DEFAULT,
+    "the largest frame fits into a segment"
+);
+const _: () = assert!(SEGMENT_HEADER_BYTES as u64 <= SECTOR_BYTES, "a header never tears");
+
+/// What a segment says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub(crate) number: u64,
     pub(crate) first_lsn: u64,
-    pub(crate) start: [u8; 16],
+    pub(crate) continues_after: u64,
+    pub(crate) carried_through: u64,
+    pub(crate) incarnation: u64,
     pub(crate) salt: [u8; 32],
-    pub(crate) previous: u64,
-    pub(crate) previous_end: u64,
-    pub(crate) previous_lsn: u64,
+    pub(crate) allocated: u64,
 }
 
-/// What the first page of a file says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Page {
-    Live(SegmentHeader),
+pub(crate) enum HeaderError {
+    NotAHeader,
+    Version(u32),
     Destroyed,
-    Invalid,
 }
 
 impl SegmentHeader {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(PAGE_BYTES as usize);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&[VERSION, 0, 0, 0]);
-        out.extend_from_slice(&self.number.to_le_bytes());
-        out.extend_from_slice(&self.first_lsn.to_le_bytes());
-        out.extend_from_slice(&self.start);
-        out.extend_from_slice(&self.salt);
-        for n in [self.previous, self.previous_end, self.previous_lsn] {
-            out.extend_from_slice(&n.to_le_bytes());
+    pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let mut out = [0u8; SEGMENT_HEADER_BYTES];
+        out[0..8].copy_from_slice(&MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&(PAGE_BYTES as u32).to_le_bytes());
+        out[16..24].copy_from_slice(&self.number.to_le_bytes());
+        out[24..32].copy_from_slice(&self.first_lsn.to_le_bytes());
+        out[32..40].copy_from_slice(&self.continues_after.to_le_bytes());
+        out[40..48].copy_from_slice(&self.carried_through.to_le_bytes());
+        out[48..56].copy_from_slice(&self.incarnation.to_le_bytes());
+        out[56..88].copy_from_slice(&self.salt);
+        out[88..96].copy_from_slice(&self.allocated.to_le_bytes());
+        let crc = crc32c::crc32c(&out[..124]);
+        out[124..128].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
+        if bytes.get(..SECTOR_BYTES as usize) == Some(destroyed().as_slice()) {
+            return Err(HeaderError::Destroyed);
         }
-        out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
-        out.resize(PAGE_BYTES as usize, 0);
-        out
+        if bytes.len() < SEGMENT_HEADER_BYTES
+            || bytes[..8] != MAGIC
+            || u32_at(bytes, 124) != crc32c::crc32c(&bytes[..124])
+        {
+            return Err(HeaderError::NotAHeader);
+        }
+        if u32_at(bytes, 8) != VERSION {
+            return Err(HeaderError::Version(u32_at(bytes, 8)));
+        }
+        let header = Self {
+            number: u64_at(bytes, 16),
+            first_lsn: u64_at(bytes, 24),
+            continues_after: u64_at(bytes, 32),
+            carried_through: u64_at(bytes, 40),
+            incarnation: u64_at(bytes, 48),
+            salt: array(bytes, 56),
+            allocated: u64_at(bytes, 88),
+        };
+        let sane = u64::from(u32_at(bytes, 12)) == PAGE_BYTES
+            && header.first_lsn > header.continues_after
+            && header.carried_through.checked_add(1).is_some_and(|next| next >= header.first_lsn);
+        if sane { Ok(header) } else { Err(HeaderError::NotAHeader) }
     }
 
-    /// Binds the segment's keys to its place.
-    pub(crate) fn key_context(&self) -> [u8; 24] {
-        let mut out = [0u8; 24];
-        out[..8].copy_from_slice(&self.number.to_le_bytes());
-        out[8..].copy_from_slice(&self.start);
-        out
+    pub(crate) fn context(&self) -> SegmentContext {
+        SegmentContext { salt: self.salt, segment: self.number, incarnation: self.incarnation }
     }
 }
 
-/// The first page of a destroyed segment: no salt, so no key.
-pub(crate) fn destroyed_page() -> Vec<u8> {
-    let mut out = DESTROYED.to_vec();
-    out.push(VERSION);
-    out.resize(CRC_AT, 0);
-    out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
-    out.resize(PAGE_BYTES as usize, 0);
+/// The first sector of a segment whose keys were destroyed.
+fn destroyed() -> [u8; SECTOR_BYTES as usize] {
+    let mut out = [0u8; SECTOR_BYTES as usize];
+    out[..8].copy_from_slice(&DESTROYED);
     out
 }
 
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut out = [0u8; N];
-    if let Some(from) = bytes.get(at..at + N) {
-        out.copy_from_slice(from);
-    }
-    out
+/// Writes over the header, so that nothing in the segment can be opened any more.
+pub(crate) fn destroy(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let file = disk.open(path, OpenMode::ReadWrite)?;
+    file.write_at(&destroyed(), 0)?;
+    file.sync_data()
 }
 
-/// Reads a first page; anything odd is `Invalid`.
-pub(crate) fn decode(page: &[u8]) -> Page {
-    let crc = u32::from_le_bytes(array(page, CRC_AT));
-    let (Some(head), true) = (page.get(..CRC_AT), page.len() >= CRC_AT + 4) else {
-        return Page::Invalid;
-    };
-    if crc32c::crc32c(head) != crc || head.get(4) != Some(&VERSION) {
-        return Page::Invalid;
-    }
-    match head.get(..4) {
-        Some(m) if m == DESTROYED => Page::Destroyed,
-        Some(m) if m == MAGIC => Page::Live(SegmentHeader {
-            number: u64::from_le_bytes(array(head, 8)),
-            first_lsn: u64::from_le_bytes(array(head, 16)),
-            start: array(head, 24),
-            salt: array(head, 40),
-            previous: u64::from_le_bytes(array(head, 72)),
-            previous_end: u64::from_le_bytes(array(head, 80)),
-            previous_lsn: u64::from_le_bytes(array(head, 88)),
-        }),
-        _ => Page::Invalid,
-    }
+/// What a segment file turns out to be.
+pub(crate) enum Found {
+    Segment(Entry),
+    Damage(Damage),
+    /// Trimmed, but for its name.
+    Destroyed,
 }
 
-pub(crate) fn path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:016x}.wal"))
+/// A segment that is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) path: PathBuf,
+    pub(crate) header: SegmentHeader,
+    pub(crate) len: u64,
+}
+
+pub(crate) fn file_name(number: u64) -> String {
+    format!("{number:020}.wal")
 }
 
 /// The number in a segment's file name.
-pub(crate) fn number(name: &str) -> Option<u64> {
-    let hex = name.strip_suffix(".wal")?;
-    (hex.len() == 16).then(|| u64::from_str_radix(hex, 16).ok()).flatten()
+pub(crate) fn number_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".wal")?;
+    if digits.len() == 20 { digits.parse().ok() } else { None }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_header_comes_back_and_every_bit_of_it_counts() {
-        let header = SegmentHeader {
-            number: 3,
-            first_lsn: 17,
-            start: [1; 16],
-            salt: [2; 32],
-            previous: 2,
-            previous_end: 8192,
-            previous_lsn: 16,
-        };
-        let page = header.encode();
-        assert_eq!(decode(&page), Page::Live(header));
-        for bit in 0..(CRC_AT + 4) * 8 {
-            let mut flipped = page.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode(&flipped), Page::Invalid, "bit {bit}");
+/// Reads a segment's header.
+pub(crate) fn read_header(disk: &dyn Disk, path: &Path, number: u64) -> Result<Found, WalError> {
+    let file = disk.open(path, OpenMode::Read).map_err(WalError::io("open", path))?;
+    let len = file.len().map_err(WalError::io("measure", path))?;
+    let damage = |what| Damage {
+        segment: number,
+        byte: 0,
+        byte_end: len,
+        first_lsn: 0,
+        last_lsn: None,
+        what,
+    };
+    if len < PAGE_BYTES {
+        return Ok(Found::Damage(damage("the file is shorter than a segment header")));
+    }
+    let mut bytes = [0u8; SECTOR_BYTES as usize];
+    millrace_platform::disk::read_exact_at(file.as_ref(), &mut bytes, 0)
+        .map_err(WalError::io("read", path))?;
+    match SegmentHeader::decode(&bytes) {
+        Ok(header) if header.number == number => {
+            Ok(Found::Segment(Entry { path: path.to_path_buf(), header, len }))
         }
-        assert_eq!(decode(&destroyed_page()), Page::Destroyed);
-        assert_eq!(decode(&[0; 4096]), Page::Invalid);
-        assert_eq!(decode(&[]), Page::Invalid);
+        Ok(_) => Ok(Found::Damage(damage("the header belongs to another segment"))),
+        Err(HeaderError::NotAHeader) => Ok(Found::Damage(damage("the header is not one"))),
+        Err(HeaderError::Destroyed) => Ok(Found::Destroyed),
+        Err(HeaderError::Version(version)) => {
+            Err(WalError::UnknownVersion { path: path.to_path_buf(), version })
+        }
     }
+}
 
-    #[test]
-    fn names_and_numbers_match() {
-        let name = path(Path::new("d"), 0x1f);
-        assert_eq!(number(&name.file_name().unwrap().to_string_lossy()), Some(0x1f));
-        assert_eq!(number("1f.wal"), None);
-        assert_eq!(number("000000000000001f.tmp"), None);
+/// Makes a segment that starts with `carried` (a batch of whole pages, possibly none), durable
+/// under its name.
+pub(crate) fn create(
+    disk: &dyn Disk,
+    dir: &Path,
+    header: &SegmentHeader,
+    carried: &[u8],
+) -> Result<(Arc<dyn DiskFile>, Entry), WalError> {
+    let path = dir.join(file_name(header.number));
+    let mut temp = path.clone().into_os_string();
+    temp.push(durable::TEMP_SUFFIX);
+    let temp = PathBuf::from(temp);
+    if disk.exists(&path).map_err(WalError::io("look for", &path))? {
+        let source = io::ErrorKind::AlreadyExists.into();
+        return Err(WalError::Io { what: "create", path, source });
     }
+    let made = (|| -> Result<Arc<dyn DiskFile>, (&'static str, io::Error)> {
+        let file = disk.create_new(&temp).map_err(|e| ("create", e))?;
+        file.allocate(header.allocated).map_err(|e| ("allocate", e))?;
+        let mut first = vec![PAD; PAGE_BYTES as usize];
+        first[..SEGMENT_HEADER_BYTES].copy_from_slice(&header.encode());
+        file.write_at(&first, 0).map_err(|e| ("write", e))?;
+        if !carried.is_empty() {
+            file.write_at(carried, PAGE_BYTES).map_err(|e| ("write", e))?;
+        }
+        file.sync_data().map_err(|e| ("sync", e))?;
+        durable::publish(disk, &temp, &path).map_err(|e| ("publish", e))?;
+        Ok(Arc::from(file))
+    })();
+    match made {
+        Ok(file) => {
+            let entry = Entry { path, header: header.clone(), len: header.allocated };
+            Ok((file, entry))
+        }
+        Err((what, source)) => {
+            // Give the space back; what stays behind is swept at the next start. A segment that
+            // got its name but not its directory sync holds nothing that counts: the next one
+            // continues after the same number.
+            for left in [&temp, &path] {
+                match disk.remove(left) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        tracing::warn!(path = %left.display(), error = %e, "a half-made log segment stays");
+                    }
+                    _ => {}
+                }
+            }
+            if is_full(source.kind()) {
+                return Err(WalError::DiskFull {
+                    dir: dir.to_path_buf(),
+                    needed: header.allocated,
+                    source,
+                });
+            }
+            Err(WalError::Io { what, path, source })
+        }
+    }
+}
+
+/// Fills a batch up to the page.
+pub(crate) fn pad(batch: &mut Vec<u8>) {
+    let whole = batch.len().next_multiple_of(PAGE_BYTES as usize);
+    batch.resize(whole, PAD);
 }

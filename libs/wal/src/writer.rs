@@ -1,58 +1,94 @@
-//! Appends sealed frames and makes them durable.
+//! Appending, and the one place where a frame becomes acknowledged.
 //!
-//! Owns: the open segment, its keys and the block that waits for the next sync. Appends seal into
-//! memory; a commit writes the block and syncs once for every frame in it: the first waiter
-//! leads, the others follow.
-//! Never: reuses a segment after a restart; retries a failed sync; interprets a payload.
-//! Invariants: D1 an ack needs a [`Synced`]; T6 a (key, nonce) pair is used once; a block starts
-//! only after the sync of the block before it.
-//! Crash order: bytes, sync, answer; any prefix is a legal start.
-//! After a failed write or sync the segment is given up at the end of its last synced block: the
-//! frames after it have failed for good, their positions are never used again, and the next
-//! append opens a new segment that records that end.
+//! Owns: the open segment, group commit, what happens when a sync fails or the disk is full;
+//! the only maker of [`Synced`].
+//! Never: syncs a file again after its sync failed; writes a page twice; gives out a log number
+//! twice in one life of the process.
+//! Invariants: D1; frames reach the disk in order of their numbers; a new segment gets its name
+//! only when everything that it continues after is synced.
+//!
+//! An append seals its frame into a buffer in memory under a short lock: one copy of the payload,
+//! no system call, no allocation beyond the buffer. The first thread that commits becomes the
+//! leader: it takes the buffer, writes it with one pwrite, syncs, and wakes everyone whose frames
+//! were in it. Threads that commit meanwhile wait, and the next leader takes all their frames at
+//! once. One thread at a time may touch the files (`busy`).
+//!
+//! A failed write or sync poisons the segment: frames that were not synced are void, their
+//! numbers are not used again in this life, commits of them say so, and the next append opens a
+//! new segment that continues after the last synced number. So recovery knows which frames of the
+//! poisoned segment count without asking the disk what it kept.
 
 use std::{
-    collections::BTreeMap,
     io,
-    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use millrace_crypto::aead::FrameSealer;
+use millrace_crypto::{aead::FrameSealer, key::Key256};
 use millrace_platform::{
-    disk::{Disk, DiskFile, OpenMode},
+    clock::{Clock, SystemClock},
+    disk::{Disk, DiskFile},
     entropy::{Entropy, random_bytes},
+    map::Map,
     metric::Metric,
 };
 
 use crate::{
-    frame::{self, FRAME_HEADER_BYTES, FrameHeader},
+    error::WalError,
+    frame::{FLAG_GONE, FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX, FrameHeader},
     keys::{KeyRef, KeyRefError, SegmentKeys},
-    recovery::Recovery,
-    segment::{self, HEADER_BYTES, PAGE_BYTES, SegmentHeader},
+    planted::{Bug, planted},
+    reader::{LogCursor, LogReader, Scanned, aad},
+    recovery::{
+        CarryOver, Recovery, Replayed, carry_over, load_table, prepare, remove_empty, sync_in_place,
+    },
+    segment::{
+        self, Entry, PAGE_BYTES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BYTES,
+        SegmentHeader, TAG, pad,
+    },
 };
 
-/// Bounds of one log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a start and a cursor do with damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDamage {
+    /// Stop and say where (the server).
+    #[default]
+    Refuse,
+    /// Go on behind it and report what is lost (the forwarder).
+    Quarantine,
+}
+
+/// How a log is written.
+#[derive(Debug, Clone)]
 pub struct Options {
-    /// Preallocated bytes of a segment; a payload that needs more gets a segment of its own.
+    /// Bytes of a segment, a multiple of 4096: 64 MiB unless said otherwise; 4-8 MiB suits a
+    /// device.
     pub segment_bytes: u64,
+    /// Bytes of sealed frames that wait in memory before they are written without a sync: 1 MiB,
+    /// because a sync of 1 MiB takes twice as long as one of 64 KiB and of 4 MiB five times.
+    pub buffer_bytes: usize,
+    /// What happens at damage.
+    pub on_damage: OnDamage,
+    /// Times syncs, for the metric only.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20 }
+        Self {
+            segment_bytes: SEGMENT_BYTES_DEFAULT,
+            buffer_bytes: 1 << 20,
+            on_damage: OnDamage::Refuse,
+            clock: Arc::new(SystemClock::new()),
+        }
     }
 }
 
-/// Payload bytes of one frame at most.
-pub const PAYLOAD_BYTES_MAX: usize = 1 << 30;
-
-/// Proof that every frame up to a position is durable. Only a commit makes one:
+/// Proof that every frame up to a number is durable or void by a failure that was reported.
+/// Only a successful sync makes one:
 ///
 /// ```compile_fail
-/// let forged = millrace_wal::Synced { through: 7 };
+/// let forged = millrace_wal::Synced { through: 1 };
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Synced {
@@ -60,153 +96,137 @@ pub struct Synced {
 }
 
 impl Synced {
-    /// The last durable log position.
+    /// The number up to which frames are durable.
     pub fn through(&self) -> u64 {
         self.through
     }
 }
 
-/// What a trim did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TrimReport {
-    /// Segments removed.
-    pub segments: usize,
-    /// Bytes given back.
-    pub bytes: u64,
-}
-
-/// Why the log cannot do what was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum WalError {
-    /// The disk refused.
-    #[error("cannot {action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why not.
-        source: Arc<io::Error>,
-    },
-    /// The frame was in a segment whose sync failed; it is not durable and never will be.
-    #[error("log position {lsn} was not made durable because its segment failed; send it again")]
-    Poisoned {
-        /// The position.
-        lsn: u64,
-    },
-    /// Bytes that were durable do not read.
-    #[error(
-        "log segment {segment:016x} is damaged at byte {byte}: {detail}; run `millrace fsck --segment {segment:x}`"
-    )]
-    Damaged {
-        /// Segment number.
-        segment: u64,
-        /// Offset of the first bad byte.
-        byte: u64,
-        /// What is wrong.
-        detail: String,
-    },
-    /// The owner's key is destroyed.
-    #[error("the key of this frame's owner is destroyed")]
-    KeyGone,
-    /// The owner's key cannot be had now.
-    #[error("the key of this frame's owner cannot be reached: {0}")]
-    Keys(String),
-    /// The payload is over [`PAYLOAD_BYTES_MAX`].
-    #[error("a log record of {bytes} bytes is over the limit of {max}; send smaller batches")]
-    TooLarge {
-        /// Its bytes.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// The position was never handed out.
-    #[error("log position {lsn} was never appended")]
-    UnknownPosition {
-        /// The position.
-        lsn: u64,
-    },
-}
-
-impl WalError {
-    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { action, path: path.to_path_buf(), source: Arc::new(source) }
-    }
-
-    /// Whether the reason is a full disk or quota.
-    pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
-    }
-}
-
-impl From<KeyRefError> for WalError {
-    fn from(e: KeyRefError) -> Self {
-        match e {
-            KeyRefError::Gone => Self::KeyGone,
-            KeyRefError::Unavailable(why) => Self::Keys(why),
-        }
-    }
-}
-
-struct OpenSegment {
+/// Seals frames into the batches of one segment.
+struct Sealing {
     header: SegmentHeader,
-    file: Arc<dyn DiskFile>,
-    path: PathBuf,
-    bytes: u64,
-    sealers: BTreeMap<KeyRef, FrameSealer>,
-    /// Where the next block starts; a multiple of a page.
-    next_block: u64,
-    /// End of the last synced frame.
-    synced_end: u64,
-    last_tag: [u8; 16],
+    header_bytes: [u8; SEGMENT_HEADER_BYTES],
+    sealers: Map<KeyRef, FrameSealer>,
+    last_tag: [u8; TAG],
 }
 
-#[derive(Debug, Clone)]
-struct OldSegment {
-    path: PathBuf,
-    bytes: u64,
+impl Sealing {
+    fn new(header: SegmentHeader) -> Self {
+        let header_bytes = header.encode();
+        Self { header, header_bytes, sealers: Map::default(), last_tag: [0; TAG] }
+    }
+
+    fn sealer(&mut self, keys: &dyn SegmentKeys, key: KeyRef) -> Result<&FrameSealer, KeyRefError> {
+        if !self.sealers.contains_key(&key) {
+            let sealer = keys.sealer(key, &self.header.context())?;
+            self.sealers.insert(key, sealer);
+        }
+        self.sealers.get(&key).ok_or(KeyRefError::Gone)
+    }
+
+    /// Appends one frame to `batch`; leaves it as it was on an error.
+    fn seal(
+        &mut self,
+        keys: &dyn SegmentKeys,
+        (lsn, durable): (u64, u64),
+        key: KeyRef,
+        payload: &[u8],
+        batch: &mut Vec<u8>,
+    ) -> Result<(), WalError> {
+        let previous_tag = self.last_tag;
+        let header_bytes = self.header_bytes;
+        let sealer = self.sealer(keys, key).map_err(WalError::key(key))?;
+        let mut header = FrameHeader {
+            body_len: (payload.len() + TAG) as u32,
+            lsn,
+            durable,
+            key,
+            flags: 0,
+            counter: sealer.next_counter(),
+            previous_tag,
+            body_crc: 0,
+        }
+        .encode();
+        let aad = aad(&header_bytes, &header);
+        let at = batch.len();
+        batch.extend_from_slice(&header);
+        batch.extend_from_slice(payload);
+        let body = at + FRAME_HEADER_BYTES;
+        if let Err(e) = sealer.seal_from(&aad, batch, body) {
+            batch.truncate(at);
+            return Err(e.into());
+        }
+        FrameHeader::finish(&mut header, crc32c::crc32c(&batch[body..]));
+        batch[at..body].copy_from_slice(&header);
+        self.last_tag = batch.last_chunk().copied().unwrap_or_default();
+        Ok(())
+    }
+
+    /// Appends the stand-in for a frame whose key is gone.
+    fn stand_in(&mut self, (lsn, durable): (u64, u64), key: KeyRef, batch: &mut Vec<u8>) {
+        let header = FrameHeader {
+            body_len: 0,
+            lsn,
+            durable,
+            key,
+            flags: FLAG_GONE,
+            counter: 0,
+            previous_tag: self.last_tag,
+            body_crc: crc32c::crc32c(&[]),
+        };
+        batch.extend_from_slice(&header.encode());
+        self.last_tag = [0; TAG];
+    }
+}
+
+/// The segment that is being written.
+struct OpenSegment {
+    file: Arc<dyn DiskFile>,
+    sealing: Sealing,
+    /// Where the next batch goes.
+    written: u64,
+    /// Sealed frames that are not yet written.
+    buffer: Vec<u8>,
+    /// The last frame that this start put here; 0 if none.
     last_lsn: u64,
+}
+
+/// Frames that a failed sync made void.
+#[derive(Debug, Clone, Copy)]
+struct Void {
+    first: u64,
+    last: u64,
+    segment: u64,
+    cause: io::ErrorKind,
 }
 
 struct State {
     open: Option<OpenSegment>,
-    old: Vec<OldSegment>,
-    /// Frames sealed for the open segment and not yet written.
-    block: Vec<u8>,
-    /// A spare buffer, to reuse its memory.
-    spare: Vec<u8>,
-    /// Predecessor of the next segment: number, end of its valid bytes.
-    previous: (u64, u64),
-    next_number: u64,
+    /// A thread is writing or syncing, or making a segment.
+    busy: bool,
     next_lsn: u64,
-    synced_lsn: u64,
-    leading: bool,
-    /// Positions that failed for good, oldest first, the latest [`FAILED_MAX`] ranges.
-    failed: Vec<Range<u64>>,
+    /// The last durable number.
+    synced: u64,
+    void: Vec<Void>,
+    /// All segments that are there, the open one last.
+    entries: Arc<Vec<Entry>>,
+    next_number: u64,
+    /// An emptied buffer, to be used again.
+    spare: Vec<u8>,
 }
 
-/// Failed ranges kept for waiters: a waiter asks at once, so the latest few are enough.
-const FAILED_MAX: usize = 1024;
-/// Memory that the spare block may keep.
-const SPARE_BYTES_MAX: usize = 16 << 20;
-
-/// See the module head.
+/// A log, open for appending. Shared by reference; every method may be called from any thread.
 pub struct Wal {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     keys: Arc<dyn SegmentKeys>,
     options: Options,
-    start: [u8; 16],
-    salts: Mutex<SaltSource>,
+    incarnation: u64,
+    /// Segment salts are derived from this random value, which is nowhere on disk.
+    salts: Key256,
     state: Mutex<State>,
-    synced: Condvar,
-}
-
-/// Salts are drawn from one secret seed by hashing, so that the log needs no entropy later.
-struct SaltSource {
-    seed: millrace_crypto::key::Key256,
-    drawn: u64,
+    changed: Condvar,
+    trim: Mutex<()>,
 }
 
 impl std::fmt::Debug for Wal {
@@ -215,8 +235,12 @@ impl std::fmt::Debug for Wal {
     }
 }
 
+type Guard<'a> = MutexGuard<'a, State>;
+
 impl Wal {
-    /// Recovers what is there. The next append opens a new segment with new keys.
+    /// Opens the log in `dir` (made if missing) with a new segment for this start, and says what
+    /// was there. Damage where it is seen (headers, the last segment) is an error unless the
+    /// options say quarantine; older segments are read by [`Recovery::read`].
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -224,333 +248,377 @@ impl Wal {
         entropy: &dyn Entropy,
         options: Options,
     ) -> Result<(Self, Recovery), WalError> {
-        let recovery = Recovery::find(Arc::clone(&disk), dir, Arc::clone(&keys))?;
-        let old = recovery
-            .segments
-            .iter()
-            .map(|s| OldSegment { path: s.path.clone(), bytes: s.file_bytes, last_lsn: s.last_lsn })
-            .collect();
-        let last = recovery.segments.last();
-        let last_lsn = recovery.last_lsn();
-        let state = State {
-            open: None,
-            old,
-            block: Vec::new(),
-            spare: Vec::new(),
-            previous: last.map_or((0, 0), |s| (s.header.number, s.end.unwrap_or(HEADER_BYTES))),
-            next_number: last.map_or(1, |s| s.header.number + 1),
-            next_lsn: last_lsn + 1,
-            synced_lsn: last_lsn,
-            leading: false,
-            failed: Vec::new(),
-        };
+        if options.segment_bytes < SEGMENT_BYTES_MIN
+            || !options.segment_bytes.is_multiple_of(PAGE_BYTES)
+        {
+            return Err(WalError::Options("segment bytes: a multiple of 4096, at least 16384"));
+        }
+        prepare(disk.as_ref(), dir)?;
+        let table = load_table(disk.as_ref(), dir, options.on_damage)?;
+        let carry = carry_over(&disk, &keys, &table)?;
+        let incarnation = table.entries.last().map_or(1, |e| e.header.incarnation + 1);
         let wal = Self {
             disk,
             dir: dir.to_path_buf(),
             keys,
-            options,
-            start: random_bytes(entropy),
-            salts: Mutex::new(SaltSource {
-                seed: millrace_crypto::key::Key256::random(entropy),
-                drawn: 0,
+            incarnation,
+            salts: Key256::new(random_bytes(entropy)),
+            state: Mutex::new(State {
+                open: None,
+                busy: false,
+                next_lsn: table.next_lsn,
+                synced: table.through,
+                void: Vec::new(),
+                entries: Arc::new(table.entries.clone()),
+                next_number: table.next_number,
+                spare: Vec::new(),
             }),
-            state: Mutex::new(state),
-            synced: Condvar::new(),
+            changed: Condvar::new(),
+            trim: Mutex::new(()),
+            options,
+        };
+        wal.first_segment(&carry, &table.destroyed)?;
+        let (entries, next_lsn) = {
+            let state = wal.lock();
+            (Arc::clone(&state.entries), state.next_lsn)
+        };
+        let recovery = Recovery {
+            disk: Arc::clone(&wal.disk),
+            keys: Arc::clone(&wal.keys),
+            policy: wal.options.on_damage,
+            first_lsn: entries.first().map_or(next_lsn, |e| e.header.continues_after + 1),
+            entries,
+            through: table.through,
+            next_lsn,
+            torn_bytes: table.tail.map_or(0, |t| t.torn_bytes),
+            carried: carry.frames.len() as u64,
         };
         Ok((wal, recovery))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn salt(&self) -> [u8; 32] {
-        let mut salts = self.salts.lock().unwrap_or_else(PoisonError::into_inner);
-        salts.drawn += 1;
-        *salts.seed.derive(&self.start, &[b"salt", &salts.drawn.to_le_bytes()]).expose()
-    }
-
-    /// Seals a payload into the next block and gives it a position. Not durable before
-    /// [`Self::commit`]. Blocks for I/O only when a segment must be opened or is full.
-    pub fn append(&self, key: KeyRef, payload: &[u8]) -> Result<u64, WalError> {
-        if payload.len() > PAYLOAD_BYTES_MAX {
-            return Err(WalError::TooLarge { bytes: payload.len(), max: PAYLOAD_BYTES_MAX });
-        }
-        let frame_bytes = (FRAME_HEADER_BYTES + payload.len() + 16) as u64;
-        let mut state = self.lock();
-        loop {
-            let fits = state.open.as_ref().is_some_and(|open| {
-                open.next_block + state.block.len() as u64 + frame_bytes <= open.bytes
-            });
-            if fits {
-                break;
-            }
-            if state.open.is_some() {
-                // Full: what waits must be durable first, since a block follows a synced block.
-                state = self.drain(state)?;
-                if !state.leading && state.block.is_empty() {
-                    Self::retire(&mut state);
-                }
-            } else {
-                self.open_segment(&mut state, frame_bytes)?;
+    /// The first segment of this start, with the frames that must be written again.
+    fn first_segment(&self, carry: &CarryOver, destroyed: &[PathBuf]) -> Result<(), WalError> {
+        let CarryOver { continues_after, first_lsn, ref frames } = *carry;
+        let mut batch = Vec::new();
+        let keys = Arc::clone(&self.keys);
+        let carried_through = first_lsn + frames.len() as u64 - 1;
+        let mut payloads = PAGE_BYTES;
+        for frame in frames {
+            payloads += (FRAME_HEADER_BYTES + TAG) as u64;
+            if let Replayed::Frame(frame) = frame {
+                payloads += frame.payload.len() as u64;
             }
         }
-        self.seal(&mut state, key, payload)
-    }
-
-    fn seal(&self, state: &mut State, key: KeyRef, payload: &[u8]) -> Result<u64, WalError> {
-        let lsn = state.next_lsn;
-        let State { open, block, .. } = state;
-        let Some(open) = open else { return Err(WalError::UnknownPosition { lsn }) };
-        let sealer = match open.sealers.entry(key) {
-            std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
-            std::collections::btree_map::Entry::Vacant(e) => {
-                e.insert(self.keys.sealer(key, &open.header.salt, &open.header.key_context())?)
-            }
-        };
-        let header = FrameHeader {
-            sealed_len: (payload.len() + 16) as u32,
-            lsn,
-            counter: sealer.next_counter(),
-            key,
-            block_page: (open.next_block / PAGE_BYTES) as u32,
-            previous_tag: open.last_tag,
-        };
-        let aad = header.aad();
-        let at = block.len();
-        block.reserve(FRAME_HEADER_BYTES + payload.len() + 16 + PAGE_BYTES as usize);
-        block.extend_from_slice(&aad);
-        block.extend_from_slice(&[0; 4]);
-        let body = block.len();
-        block.extend_from_slice(payload);
-        if let Err(e) = sealer.seal_from(&aad, block, body) {
-            block.truncate(at);
-            return Err(WalError::Keys(e.to_string()));
-        }
-        let sealed = block.get(body..).unwrap_or_default();
-        open.last_tag = frame::tag_of(sealed);
-        let crc = frame::crc(&aad, sealed);
-        if let Some(slot) = block.get_mut(at + frame::AAD_BYTES..body) {
-            slot.copy_from_slice(&crc.to_le_bytes());
-        }
-        state.next_lsn += 1;
-        Ok(lsn)
-    }
-
-    /// Makes every frame up to `lsn` durable and proves it; or says that it never will be.
-    pub fn commit(&self, lsn: u64) -> Result<Synced, WalError> {
-        let mut state = self.lock();
-        if lsn >= state.next_lsn {
-            return Err(WalError::UnknownPosition { lsn });
-        }
-        loop {
-            if state.failed.iter().any(|f| f.contains(&lsn)) {
-                return Err(WalError::Poisoned { lsn });
-            }
-            if state.synced_lsn >= lsn {
-                return Ok(Synced { through: state.synced_lsn });
-            }
-            if state.leading {
-                state = self.synced.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            let (next, led) = self.lead(state);
-            state = next;
-            if let Err(e) = led
-                && state.failed.iter().any(|f| f.contains(&lsn))
-            {
-                return Err(e);
-            }
-        }
-    }
-
-    /// Waits until nothing is being written and nothing waits to be.
-    fn drain<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-    ) -> Result<MutexGuard<'a, State>, WalError> {
-        while state.leading {
-            state = self.synced.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.block.is_empty() {
-            return Ok(state);
-        }
-        let (state, led) = self.lead(state);
-        led?;
-        Ok(state)
-    }
-
-    /// Writes and syncs the waiting block, without the lock.
-    fn lead<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-    ) -> (MutexGuard<'a, State>, Result<(), WalError>) {
-        let spare = std::mem::take(&mut state.spare);
-        let mut block = std::mem::replace(&mut state.block, spare);
-        let last = state.next_lsn - 1;
-        let Some(open) = state.open.as_mut() else { return (state, Ok(())) };
-        let frames_end = open.next_block + block.len() as u64;
-        block.resize(block.len().next_multiple_of(PAGE_BYTES as usize), 0);
-        let at = open.next_block;
-        open.next_block = at + block.len() as u64;
-        let file = Arc::clone(&open.file);
-        let path = open.path.clone();
-        state.leading = true;
-        drop(state);
-
-        let done = file
-            .write_at(&block, at)
-            .map_err(|e| WalError::io("write", &path, e))
-            .and_then(|()| file.sync_data().map_err(|e| WalError::io("sync", &path, e)));
-
-        let mut state = self.lock();
-        state.leading = false;
-        match &done {
-            Ok(()) => {
-                state.synced_lsn = last;
-                if let Some(open) = state.open.as_mut() {
-                    open.synced_end = frames_end;
-                }
-                metrics_after_sync(block.len());
-            }
-            Err(error) => {
-                tracing::error!(%error, "a log segment failed; its unsynced frames are refused and a new segment follows");
-                // Frames that were sealed meanwhile belong to the failed segment as well.
-                let failed = state.synced_lsn + 1..state.next_lsn;
-                state.failed.push(failed);
-                if state.failed.len() > FAILED_MAX {
-                    state.failed.remove(0);
-                }
-                state.block.clear();
-                Self::retire(&mut state);
-                // Later positions start past the failed ones, and none of these is pending.
-                state.synced_lsn = state.next_lsn - 1;
-            }
-        }
-        block.clear();
-        if block.capacity() <= SPARE_BYTES_MAX {
-            state.spare = block;
-        }
-        self.synced.notify_all();
-        (state, done)
-    }
-
-    /// The open segment takes no more frames.
-    fn retire(state: &mut State) {
-        if let Some(open) = state.open.take() {
-            state.previous = (open.header.number, open.synced_end);
-            state.old.push(OldSegment {
-                path: open.path,
-                bytes: open.bytes,
-                last_lsn: state.synced_lsn,
-            });
-        }
-    }
-
-    fn open_segment(&self, state: &mut State, frame_bytes: u64) -> Result<(), WalError> {
-        let number = state.next_number;
-        let previous_lsn = state.old.last().map_or(0, |s| s.last_lsn);
+        let number = self.lock().next_number;
         let header = SegmentHeader {
             number,
-            first_lsn: state.next_lsn,
-            start: self.start,
-            salt: self.salt(),
-            previous: state.previous.0,
-            previous_end: state.previous.1,
-            previous_lsn,
+            first_lsn,
+            continues_after,
+            carried_through,
+            incarnation: self.incarnation,
+            salt: self.salt(number),
+            allocated: self.options.segment_bytes.max(payloads.next_multiple_of(PAGE_BYTES)),
         };
-        let path = segment::path(&self.dir, number);
-        // Whatever happens below, this number and salt are not used again.
-        state.next_number += 1;
-        let wanted = self.options.segment_bytes.max(HEADER_BYTES + frame_bytes);
-        let bytes = wanted.next_multiple_of(PAGE_BYTES);
-        let made = self.disk.create_new(&path).and_then(|file| {
-            file.allocate(bytes)?;
-            file.write_at(&header.encode(), 0)?;
-            file.sync_data()?;
-            self.disk.sync_dir(&self.dir)?;
-            Ok(file)
-        });
-        let file = made.map_err(|e| {
-            // A file without blocks is a remnant that recovery removes; give its space back now
-            // if the disk lets us.
-            if let Err(error) = self.disk.remove(&path) {
-                tracing::debug!(%error, "a half-made log segment stays until the next start");
+        let mut sealing = Sealing::new(header);
+        for frame in frames {
+            match frame {
+                Replayed::Frame(f) => {
+                    let numbers = (f.lsn, continues_after);
+                    sealing.seal(keys.as_ref(), numbers, f.key, &f.payload, &mut batch)?;
+                }
+                Replayed::KeyGone { lsn, key } => {
+                    sealing.stand_in((*lsn, continues_after), *key, &mut batch);
+                }
             }
-            WalError::io("create log segment", &path, e)
-        })?;
-        state.open = Some(OpenSegment {
-            header,
-            file: Arc::from(file),
-            path,
-            bytes,
-            sealers: BTreeMap::new(),
-            next_block: HEADER_BYTES,
-            synced_end: HEADER_BYTES,
-            last_tag: [0; 16],
-        });
+        }
+        pad(&mut batch);
+        let made = segment::create(self.disk.as_ref(), &self.dir, &sealing.header, &batch);
+        let mut state = self.lock();
+        state.next_number = number + 1;
+        match made {
+            Ok((file, entry)) => {
+                let mut entries = state.entries.as_ref().clone();
+                entries.push(entry);
+                let swept = remove_empty(self.disk.as_ref(), &self.dir, &mut entries, destroyed);
+                state.entries = Arc::new(entries);
+                let written = PAGE_BYTES + batch.len() as u64;
+                let buffer = Vec::new();
+                state.open = Some(OpenSegment { file, sealing, written, buffer, last_lsn: 0 });
+                swept
+            }
+            Err(e @ WalError::DiskFull { .. }) => {
+                // Reading and trimming must work on a full disk; appends wait for room.
+                tracing::warn!(error = %e, "the log opens without room for a segment");
+                match state.entries.last() {
+                    Some(last) if !frames.is_empty() => sync_in_place(self.disk.as_ref(), last),
+                    _ => Ok(()),
+                }
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Puts a frame at the end of the log. It is not durable before [`Self::commit`] says so.
+    /// Errors leave the log as it was and use no number.
+    pub fn append(&self, key: KeyRef, payload: &[u8]) -> Result<u64, WalError> {
+        let max = self.payload_max();
+        if payload.len() > max {
+            return Err(WalError::TooLarge { len: payload.len(), max });
+        }
+        let framed = (FRAME_HEADER_BYTES + payload.len() + TAG) as u64;
+        let mut state = self.lock();
+        loop {
+            let busy = state.busy;
+            let Some(open) = state.open.as_ref() else {
+                state = if busy { self.wait(state) } else { self.new_segment(state)? };
+                continue;
+            };
+            let used = open.written + open.buffer.len() as u64;
+            let full = used + framed > open.sealing.header.allocated;
+            if !full && open.buffer.len() < self.options.buffer_bytes {
+                break;
+            }
+            let all_synced = open.last_lsn <= state.synced;
+            state = match (busy, full, all_synced) {
+                (true, _, _) => self.wait(state),
+                (false, true, true) => {
+                    state.open = None;
+                    state
+                }
+                // A failure poisons the segment; the next round opens another one, and whoever
+                // commits the void frames is told.
+                (false, true, false) => self.flush(state, true),
+                (false, false, _) => self.flush(state, false),
+            };
+        }
+        let numbers = (state.next_lsn, state.synced);
+        let Some(open) = state.open.as_mut() else { return Err(WalError::Options("no segment")) };
+        open.sealing.seal(self.keys.as_ref(), numbers, key, payload, &mut open.buffer)?;
+        open.last_lsn = numbers.0;
+        state.next_lsn += 1;
+        Ok(numbers.0)
+    }
+
+    /// Makes every frame up to `lsn` durable, together with everything that was appended
+    /// meanwhile by anyone. Blocks for at most the sync under way and one more.
+    pub fn commit(&self, lsn: u64) -> Result<Synced, WalError> {
+        let mut state = self.lock();
+        if planted(Bug::AckEarly) {
+            return Ok(Synced { through: lsn });
+        }
+        loop {
+            if let Some(void) = state.void.iter().rev().find(|v| (v.first..=v.last).contains(&lsn))
+            {
+                return Err(WalError::Poisoned { segment: void.segment, lsn, cause: void.cause });
+            }
+            if lsn <= state.synced {
+                return Ok(Synced { through: state.synced });
+            }
+            state = if state.busy {
+                self.wait(state)
+            } else if state.open.as_ref().is_some_and(|open| lsn <= open.last_lsn) {
+                self.flush(state, true)
+            } else {
+                return Err(WalError::NotAppended { lsn, next: state.next_lsn });
+            };
+        }
+    }
+
+    /// Writes what is buffered and, if `sync`, makes it durable. The caller has seen that nobody
+    /// is busy. Success and failure are in the state.
+    fn flush<'a>(&'a self, mut state: Guard<'a>, sync: bool) -> Guard<'a> {
+        let spare = std::mem::take(&mut state.spare);
+        let Some(open) = state.open.as_mut() else { return state };
+        let file = Arc::clone(&open.file);
+        let mut batch = std::mem::replace(&mut open.buffer, spare);
+        pad(&mut batch);
+        let (at, through) = (open.written, open.last_lsn);
+        open.written += batch.len() as u64;
+        state.busy = true;
+        drop(state);
+        let done = self.write_and_sync(file.as_ref(), &batch, at, sync);
+        let mut state = self.lock();
+        state.busy = false;
+        match done {
+            Ok(()) if sync => state.synced = state.synced.max(through),
+            Ok(()) => {}
+            Err(e) => self.poison(&mut state, &e),
+        }
+        // One huge batch must not hold its memory for ever.
+        if batch.capacity() <= 4 * self.options.buffer_bytes {
+            batch.clear();
+            state.spare = batch;
+        }
+        self.changed.notify_all();
+        state
+    }
+
+    fn write_and_sync(
+        &self,
+        file: &dyn DiskFile,
+        batch: &[u8],
+        at: u64,
+        sync: bool,
+    ) -> io::Result<()> {
+        if !batch.is_empty() {
+            file.write_at(batch, at)?;
+            metrics::counter!(Metric::WalBytes.name()).increment(batch.len() as u64);
+        }
+        if sync {
+            let start = self.options.clock.monotonic();
+            let synced = file.sync_data();
+            if synced.is_err() && planted(Bug::SyncRetried) {
+                return Ok(());
+            }
+            synced?;
+            let took = self.options.clock.monotonic().saturating_sub(start);
+            metrics::counter!(Metric::WalSyncs.name()).increment(1);
+            metrics::histogram!(Metric::WalSyncSeconds.name()).record(took.as_secs_f64());
+        }
         Ok(())
     }
 
-    /// Gives up whole segments whose frames are all below `lsn`, oldest first: destroys their
-    /// salts (and so their keys) durably, then removes the files. The last segment of the chain
-    /// stays, because it carries the positions.
-    pub fn trim_below(&self, lsn: u64) -> Result<TrimReport, WalError> {
-        let mut state = self.lock();
-        // With no open segment the newest old one must stay.
-        let keep = usize::from(state.open.is_none());
-        let removable = state.old.len().saturating_sub(keep);
-        let count = state.old.iter().take(removable).take_while(|s| s.last_lsn < lsn).count();
-        let doomed: Vec<OldSegment> = state.old.drain(..count).collect();
-        drop(state);
-        let mut report = TrimReport::default();
-        let page = segment::destroyed_page();
-        let undone = |from: usize| {
-            let mut state = self.lock();
-            let rest = doomed.get(from..).unwrap_or_default().to_vec();
-            state.old.splice(0..0, rest);
+    /// Gives the open segment up: everything that is not synced is void.
+    fn poison(&self, state: &mut State, e: &io::Error) {
+        let Some(open) = state.open.take() else { return };
+        let void = Void {
+            first: state.synced + 1,
+            last: state.next_lsn - 1,
+            segment: open.sealing.header.number,
+            cause: e.kind(),
         };
-        for (index, old) in doomed.iter().enumerate() {
-            let wiped = self.disk.open(&old.path, OpenMode::ReadWrite).and_then(|file| {
-                file.write_at(&page, 0)?;
-                file.sync_data()
-            });
-            if let Err(e) = wiped {
-                undone(index);
-                return Err(WalError::io("destroy the key of", &old.path, e));
-            }
-            if let Err(e) = self.disk.remove(&old.path) {
-                undone(index + 1);
-                return Err(WalError::io("remove", &old.path, e));
-            }
-            report.segments += 1;
-            report.bytes += old.bytes;
+        tracing::error!(
+            segment = void.segment, first = void.first, last = void.last, error = %e,
+            "a log segment could not be written; its unsynced records were refused and the log goes on in a new segment"
+        );
+        // Failures in a row with nothing synced between them are one range, so the list grows
+        // only with every success between two failures.
+        match state.void.last_mut() {
+            Some(before) if before.first == void.first => *before = void,
+            _ => state.void.push(void),
         }
-        if report.segments > 0 {
-            self.disk.sync_dir(&self.dir).map_err(|e| WalError::io("sync", &self.dir, e))?;
-        }
-        Ok(report)
     }
 
-    /// The position that the next append gets.
+    /// Opens a new segment. The caller has seen that nobody is busy and that no segment is open,
+    /// so everything below the next number is synced or void.
+    fn new_segment<'a>(&'a self, mut state: Guard<'a>) -> Result<Guard<'a>, WalError> {
+        let number = state.next_number;
+        // A number is used for one attempt, so that no key is ever used for two.
+        state.next_number += 1;
+        let header = SegmentHeader {
+            number,
+            first_lsn: state.next_lsn,
+            continues_after: state.synced,
+            carried_through: state.next_lsn - 1,
+            incarnation: self.incarnation,
+            salt: self.salt(number),
+            allocated: self.options.segment_bytes,
+        };
+        state.busy = true;
+        drop(state);
+        let made = segment::create(self.disk.as_ref(), &self.dir, &header, &[]);
+        let mut state = self.lock();
+        state.busy = false;
+        self.changed.notify_all();
+        let (file, entry) = made?;
+        let mut entries = state.entries.as_ref().clone();
+        entries.push(entry);
+        state.entries = Arc::new(entries);
+        state.open = Some(OpenSegment {
+            file,
+            sealing: Sealing::new(header),
+            written: PAGE_BYTES,
+            buffer: Vec::new(),
+            last_lsn: 0,
+        });
+        Ok(state)
+    }
+
+    fn salt(&self, number: u64) -> [u8; 32] {
+        *self.salts.derive(&number.to_le_bytes(), &[b"millrace log segment salt v1"]).expose()
+    }
+
+    fn lock(&self) -> Guard<'_> {
+        // A panic under the lock leaves the state as it was before the step that panicked: every
+        // step sets it in one go.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: Guard<'a>) -> Guard<'a> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number that the next append gets.
     pub fn next_lsn(&self) -> u64 {
         self.lock().next_lsn
     }
 
-    /// The last durable position.
+    /// The last durable number; 0 if none.
     pub fn synced_lsn(&self) -> u64 {
-        self.lock().synced_lsn
+        self.lock().synced
     }
 
-    /// Bytes of all segments on disk.
-    pub fn bytes_on_disk(&self) -> u64 {
+    /// The lowest number that may still be read.
+    pub fn first_lsn(&self) -> u64 {
         let state = self.lock();
-        let open = state.open.as_ref().map_or(0, |o| o.bytes);
-        open + state.old.iter().map(|s| s.bytes).sum::<u64>()
+        state.entries.first().map_or(state.next_lsn, |e| e.header.continues_after + 1)
     }
-}
 
-fn metrics_after_sync(bytes: usize) {
-    metrics::counter!(Metric::WalSyncs.name()).increment(1);
-    metrics::counter!(Metric::WalBytes.name()).increment(bytes as u64);
+    /// The largest payload that one frame takes.
+    pub fn payload_max(&self) -> usize {
+        let room = self.options.segment_bytes - PAGE_BYTES - (FRAME_HEADER_BYTES + TAG) as u64;
+        FRAME_PAYLOAD_MAX.min(room as usize)
+    }
+
+    /// Bytes of all segment files, allocated space included.
+    pub fn bytes_on_disk(&self) -> u64 {
+        self.entries().iter().map(|e| e.len).sum()
+    }
+
+    /// A place from which durable frames are read while the log is written.
+    pub fn cursor(&self, from_lsn: u64) -> LogCursor {
+        LogCursor(LogReader::new(
+            Arc::clone(&self.disk),
+            Arc::clone(&self.keys),
+            self.options.on_damage,
+            from_lsn,
+        ))
+    }
+
+    /// What comes next at the cursor; `None` when it has read everything that is durable now.
+    pub fn read_next(&self, cursor: &mut LogCursor) -> Result<Option<Scanned>, WalError> {
+        let (entries, synced) = {
+            let state = self.lock();
+            (Arc::clone(&state.entries), state.synced)
+        };
+        cursor.0.next(&entries, synced)
+    }
+
+    pub(crate) fn entries(&self) -> Arc<Vec<Entry>> {
+        Arc::clone(&self.lock().entries)
+    }
+
+    /// Takes the oldest `count` segments out of the table.
+    pub(crate) fn forget_first(&self, count: usize) {
+        let mut state = self.lock();
+        state.entries = Arc::new(state.entries.iter().skip(count).cloned().collect());
+    }
+
+    /// The latest numbers that a failed sync made void.
+    #[cfg(test)]
+    pub(crate) fn latest_void(&self) -> Option<(u64, u64)> {
+        self.lock().void.last().map(|v| (v.first, v.last))
+    }
+
+    pub(crate) fn trimming(&self) -> MutexGuard<'_, ()> {
+        self.trim.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        self.disk.as_ref()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
 }
