@@ -6,9 +6,17 @@
 //! `series_keys`; a (name, type) pair occurs at most once among `fields` (the same name with two
 //! types is legal: the schema decides later, row by row).
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use crate::value::{FieldType, FieldValues};
+
+/// Rows of one batch at most.
+pub const ROWS_MAX: usize = 16 << 20;
+
+/// Rows times fields of one batch at most. Absent values take memory too, so a body of few bytes
+/// per row and many names would otherwise unfold to a thousand times its size. A dense body of
+/// 64 MiB, the decoded cap, stays below: a field takes at least four bytes of text.
+pub const CELLS_MAX: usize = 16 << 20;
 
 /// The tags of one series in canonical form: pairs sorted by name, each as
 /// `u32 LE length, name, u32 LE length, value`. Equal bytes mean the same series.
@@ -27,6 +35,11 @@ impl SeriesKey {
             }
         }
         Self(out.into_boxed_slice())
+    }
+
+    /// Takes bytes that a decoder of this crate built in canonical form.
+    pub(crate) fn from_canonical(bytes: &[u8]) -> Self {
+        Self(bytes.into())
     }
 
     /// Takes bytes read from storage; `None` unless they are canonical.
@@ -112,8 +125,26 @@ impl Presence {
 
     /// Appends absent rows until there are `len`.
     pub fn pad_to(&mut self, len: usize) {
-        while self.len < len {
-            self.push(false);
+        if len > self.len {
+            self.words.resize(len.div_ceil(64), 0);
+            self.len = len;
+        }
+    }
+
+    /// Forgets rows from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        while self.len > len {
+            self.len -= 1;
+            let bit = 1 << (self.len % 64);
+            if let Some(word) = self.words.last_mut()
+                && *word & bit != 0
+            {
+                *word &= !bit;
+                self.set -= 1;
+            }
+            if self.len.is_multiple_of(64) {
+                self.words.pop();
+            }
         }
     }
 
@@ -248,7 +279,11 @@ impl TableBatch {
         if self.series.iter().any(|s| *s as usize >= self.series_keys.len()) {
             return fail("a row names a series that the batch does not define".into());
         }
-        for (i, f) in self.fields.iter().enumerate() {
+        if rows > ROWS_MAX || rows.saturating_mul(self.fields.len()) > CELLS_MAX {
+            return fail(format!("{rows} rows of {} fields are too many", self.fields.len()));
+        }
+        let mut seen = BTreeSet::new();
+        for f in &self.fields {
             if f.values.len() != rows || f.present.len() != rows {
                 return fail(format!(
                     "field `{}` has {} values for {rows} rows",
@@ -256,10 +291,12 @@ impl TableBatch {
                     f.values.len()
                 ));
             }
-            let same = |g: &&FieldColumn| {
-                g.name == f.name && g.values.field_type() == f.values.field_type()
-            };
-            if self.fields.iter().take(i).any(|g| same(&g)) {
+            if let FieldValues::Utf8(texts) = &f.values
+                && !texts.is_whole()
+            {
+                return fail(format!("the texts of field `{}` are not back to back", f.name));
+            }
+            if !seen.insert((f.name.as_str(), f.values.field_type())) {
                 return fail(format!("field `{}` occurs twice with one type", f.name));
             }
         }

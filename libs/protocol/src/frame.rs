@@ -59,8 +59,12 @@ fn put_ints(out: &mut Vec<u8>, values: impl Iterator<Item = u64> + Clone, base: 
     match width {
         0 => {}
         1 => out.extend(values.map(|v| v.wrapping_sub(base) as u8)),
-        2 => values.for_each(|v| out.extend_from_slice(&(v.wrapping_sub(base) as u16).to_le_bytes())),
-        4 => values.for_each(|v| out.extend_from_slice(&(v.wrapping_sub(base) as u32).to_le_bytes())),
+        2 => {
+            values.for_each(|v| out.extend_from_slice(&(v.wrapping_sub(base) as u16).to_le_bytes()))
+        }
+        4 => {
+            values.for_each(|v| out.extend_from_slice(&(v.wrapping_sub(base) as u32).to_le_bytes()))
+        }
         _ => values.for_each(|v| out.extend_from_slice(&v.wrapping_sub(base).to_le_bytes())),
     }
 }
@@ -121,7 +125,8 @@ pub fn encode_batch(batch: &TableBatch, out: &mut Vec<u8>) {
             FieldValues::U64(v) => put_u64s(out, v),
             FieldValues::Bool(v) => {
                 for bits in v.chunks(64) {
-                    let word = bits.iter().enumerate().fold(0u64, |w, (i, b)| w | u64::from(*b) << i);
+                    let word =
+                        bits.iter().enumerate().fold(0u64, |w, (i, b)| w | u64::from(*b) << i);
                     out.extend_from_slice(&word.to_le_bytes());
                 }
             }
@@ -175,7 +180,12 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.take(n, what)?).map_err(|_| FrameError::Invalid("text: not UTF-8"))
     }
 
-    fn ints<T>(&mut self, rows: usize, what: &'static str, each: impl Fn(u64) -> T) -> Result<Vec<T>, FrameError> {
+    fn ints<T>(
+        &mut self,
+        rows: usize,
+        what: &'static str,
+        each: impl Fn(u64) -> T,
+    ) -> Result<Vec<T>, FrameError> {
         let width = self.u8(what)? as usize;
         let base = u64::from_le_bytes(self.array(what)?);
         if width == 0 {
@@ -217,7 +227,9 @@ impl<'a> Reader<'a> {
             FieldType::F64 => {
                 let len = rows.checked_mul(8).ok_or(FrameError::Short("floats"))?;
                 let body = self.take(len, "floats")?;
-                FieldValues::F64(body.as_chunks::<8>().0.iter().map(|c| f64::from_le_bytes(*c)).collect())
+                FieldValues::F64(
+                    body.as_chunks::<8>().0.iter().map(|c| f64::from_le_bytes(*c)).collect(),
+                )
             }
             FieldType::I64 => FieldValues::I64(self.ints(rows, "integers", |v| v as i64)?),
             FieldType::U64 => FieldValues::U64(self.ints(rows, "integers", |v| v)?),
@@ -234,7 +246,8 @@ impl<'a> Reader<'a> {
                 let mut end = 0u64;
                 for len in lengths {
                     end = end.checked_add(len).ok_or(FrameError::Invalid("text length"))?;
-                    let at = usize::try_from(end).map_err(|_| FrameError::Invalid("text length"))?;
+                    let at =
+                        usize::try_from(end).map_err(|_| FrameError::Invalid("text length"))?;
                     if !bytes.is_char_boundary(at) {
                         return Err(FrameError::Invalid("text length"));
                     }
@@ -276,7 +289,8 @@ pub fn decode_batch(bytes: &[u8]) -> Result<TableBatch, FrameError> {
     let mut series_keys = Vec::new();
     for _ in 0..count {
         let len = r.u32("tags")? as usize;
-        let key = SeriesKey::from_bytes(r.take(len, "tags")?).ok_or(FrameError::Invalid("tag set"))?;
+        let key =
+            SeriesKey::from_bytes(r.take(len, "tags")?).ok_or(FrameError::Invalid("tag set"))?;
         series_keys.push(key);
     }
     let count = r.u16("fields")?;
@@ -284,7 +298,8 @@ pub fn decode_batch(bytes: &[u8]) -> Result<TableBatch, FrameError> {
     for _ in 0..count {
         let len = r.u16("field name")? as usize;
         let name = r.text(len, "field name")?.to_owned();
-        let ty = FieldType::from_code(r.u8("field type")?).ok_or(FrameError::Invalid("field type"))?;
+        let ty =
+            FieldType::from_code(r.u8("field type")?).ok_or(FrameError::Invalid("field type"))?;
         let present = match r.u8("presence")? {
             0 => Presence::full(rows),
             1 => Presence::from_words(r.words(rows, "presence")?, rows)

@@ -9,6 +9,7 @@ pub mod device;
 pub mod frame;
 pub mod ids;
 pub mod line;
+pub mod name;
 pub mod problem;
 pub mod stream;
 pub mod value;

@@ -117,7 +117,13 @@ impl PutHeader {
 
 impl PutAck {
     /// An ack of the current version.
-    pub fn new(key: StreamKey, hi: SeqNo, duplicate: bool, refusals: Vec<Refusal>, refused: u64) -> Self {
+    pub fn new(
+        key: StreamKey,
+        hi: SeqNo,
+        duplicate: bool,
+        refusals: Vec<Refusal>,
+        refused: u64,
+    ) -> Self {
         Self { version: VERSION, key, hi, duplicate, refusals, refused }
     }
 

@@ -86,6 +86,11 @@ impl Texts {
         self.ends.len()
     }
 
+    /// Whether the ends rise to the end of the bytes.
+    pub fn is_whole(&self) -> bool {
+        self.ends.is_sorted() && self.ends.last().copied().unwrap_or(0) as usize == self.bytes.len()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
