@@ -17,9 +17,9 @@ const HOSTS: usize = 1000;
 const ROWS: usize = 400_000;
 
 async fn rows(table: &Arc<TableSnapshot>, request: ScanRequest) -> usize {
-    let mut scan = table.scan(request).await.expect("planned");
+    let scan = table.scan(request).await.expect("planned");
     let mut rows = 0;
-    for stream in &mut scan.streams {
+    for mut stream in scan.streams() {
         while let Some(batch) = stream.next().await {
             rows += batch.expect("readable").num_rows();
         }
