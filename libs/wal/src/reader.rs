@@ -17,7 +17,7 @@ use std::{path::Path, sync::Arc};
 
 use millrace_crypto::aead::FrameOpener;
 use millrace_platform::{
-    disk::{Disk, DiskFile, OpenMode},
+    disk::{Disk, DiskFile, OpenMode, read_exact_at},
     map::Map,
 };
 
@@ -119,24 +119,23 @@ impl SegmentScan {
     /// the window they are.
     fn load(&mut self, at: u64, len: u64) -> Result<std::ops::Range<usize>, WalError> {
         let end = at.saturating_add(len).min(self.file_len);
+        if at >= end {
+            return Ok(0..0);
+        }
         let held = self.window_at..self.window_at + self.window.len() as u64;
         if at < held.start || end > held.end {
             let from = at - at % SECTOR_BYTES;
-            let want = (end.saturating_sub(from))
-                .max(WINDOW_BYTES)
-                .min(self.file_len.saturating_sub(from));
+            let want = (end - from).max(WINDOW_BYTES).min(self.file_len - from);
             self.window.resize(want as usize, 0);
             self.window_at = from;
             self.fresh = true;
-            let read =
-                millrace_platform::disk::read_exact_at(self.file.as_ref(), &mut self.window, from);
+            let read = read_exact_at(self.file.as_ref(), &mut self.window, from);
             if let Err(source) = read {
                 self.window.clear();
                 return Err(WalError::Io { what: "read", path: self.entry.path.clone(), source });
             }
         }
-        let start = at.min(end) - self.window_at;
-        Ok(start as usize..(end.max(at.min(end)) - self.window_at) as usize)
+        Ok((at - self.window_at) as usize..(end - self.window_at) as usize)
     }
 
     fn bytes(&mut self, at: u64, len: u64) -> Result<&[u8], WalError> {
@@ -165,7 +164,7 @@ impl SegmentScan {
             return broken("no frame header");
         };
         let has_body = header.body_len as usize >= TAG;
-        if has_body == header.is_gone() || header.frame_bytes() > self.file_len - at {
+        if has_body == header.is_gone() || header.frame_bytes() > self.file_len.saturating_sub(at) {
             return broken("impossible frame length");
         }
         if header.lsn != self.expected {
@@ -357,8 +356,7 @@ pub(crate) fn highest_lsn(disk: &dyn Disk, path: &Path) -> Result<Option<u64>, W
     let mut highest = None;
     while at < len {
         let want = (len - at).min(WINDOW_BYTES) as usize;
-        millrace_platform::disk::read_exact_at(file.as_ref(), &mut buf[..want], at)
-            .map_err(WalError::io("read", path))?;
+        read_exact_at(file.as_ref(), &mut buf[..want], at).map_err(WalError::io("read", path))?;
         for start in 0..want {
             if buf[start] == FRAME_MAGIC[0]
                 && let Some(header) = FrameHeader::decode(&buf[start..want])
@@ -502,6 +500,18 @@ impl LogReader {
             let end = live_end(table, *i, through);
             end >= self.next_lsn && table.get(*i).is_some_and(|e| end >= e.header.first_lsn)
         };
+        if table.is_empty() && self.policy == OnDamage::Quarantine {
+            let damage = Damage {
+                segment: 0,
+                byte: 0,
+                byte_end: 0,
+                first_lsn: self.next_lsn,
+                last_lsn: Some(through),
+                what: "no segment of the log can be read",
+            };
+            self.next_lsn = through + 1;
+            return Ok(Located::Missing(damage));
+        }
         let Some(index) = (0..table.len()).find(holds) else { return Ok(Located::Nothing) };
         let Some(entry) = table.get(index) else { return Ok(Located::Nothing) };
         let header = &entry.header;
@@ -597,9 +607,9 @@ impl LogCursor {
     }
 }
 
-/// Reads a log that nobody writes from `from_lsn` on, past damage, and reports each damaged part
-/// once, in its place among the frames. Changes nothing on disk. For a log that is being
-/// written, open it with [`OnDamage::Quarantine`] and use a cursor.
+/// Reads a log that nobody writes from `from_lsn` on (0: all there is), past damage, and reports
+/// each damaged part once, in its place among the frames. Changes nothing on disk. For a log that
+/// is being written, open it with [`OnDamage::Quarantine`] and use a cursor.
 pub fn scan_quarantine<E: From<WalError>>(
     disk: &Arc<dyn Disk>,
     dir: &Path,
@@ -608,7 +618,7 @@ pub fn scan_quarantine<E: From<WalError>>(
     each: &mut dyn FnMut(Scanned) -> Result<(), E>,
 ) -> Result<(), E> {
     let table = load_table(disk.as_ref(), dir, OnDamage::Quarantine)?;
-    let from = from_lsn.max(table.first_lsn());
+    let from = if from_lsn == 0 { table.scan_from() } else { from_lsn };
     let mut reader = LogReader::new(Arc::clone(disk), Arc::clone(keys), OnDamage::Quarantine, from);
     while let Some(scanned) = reader.next(&table.entries, table.through)? {
         each(scanned)?;

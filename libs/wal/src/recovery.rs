@@ -61,6 +61,8 @@ pub(crate) struct Table {
     pub(crate) entries: Vec<Entry>,
     /// Files that a trim destroyed and did not come to unlink.
     pub(crate) destroyed: Vec<PathBuf>,
+    /// Whether a file that does not read lies before the first segment.
+    pub(crate) unreadable_first: bool,
     /// The last number that counts.
     pub(crate) through: u64,
     pub(crate) tail: Option<Tail>,
@@ -71,6 +73,12 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// Where a scan of all there is begins: at 1 if frames may be in a file before the first
+    /// segment that reads, so that their loss is reported.
+    pub(crate) fn scan_from(&self) -> u64 {
+        if self.unreadable_first { 1 } else { self.first_lsn() }
+    }
+
     /// The lowest number from which the log is complete.
     pub(crate) fn first_lsn(&self) -> u64 {
         self.entries.first().map_or(self.next_lsn, |e| e.header.continues_after + 1)
@@ -89,6 +97,7 @@ pub(crate) fn load_table(disk: &dyn Disk, dir: &Path, policy: OnDamage) -> Resul
     let mut entries: Vec<Entry> = Vec::with_capacity(numbers.len());
     let mut destroyed = Vec::new();
     let mut behind_unreadable = None;
+    let mut unreadable_first = false;
     for (number, name) in &numbers {
         let path = dir.join(name);
         let found = match read_header(disk, &path, *number)? {
@@ -106,6 +115,7 @@ pub(crate) fn load_table(disk: &dyn Disk, dir: &Path, policy: OnDamage) -> Resul
                 if policy == OnDamage::Refuse {
                     return Err(damage.into());
                 }
+                unreadable_first |= entries.is_empty();
                 behind_unreadable = behind_unreadable.max(highest_lsn(disk, &path)?);
             }
         }
@@ -115,7 +125,15 @@ pub(crate) fn load_table(disk: &dyn Disk, dir: &Path, policy: OnDamage) -> Resul
         // Frames in files that cannot be read at all: their numbers are not used again.
         let through = behind_unreadable.unwrap_or(0);
         let next_lsn = through + 1;
-        return Ok(Table { entries, destroyed, through, tail: None, next_lsn, next_number });
+        return Ok(Table {
+            entries,
+            destroyed,
+            unreadable_first,
+            through,
+            tail: None,
+            next_lsn,
+            next_number,
+        });
     };
     let mut tail = SegmentScan::open(disk, last)?.tail(policy)?;
     if let Some(lsn) = behind_unreadable
@@ -132,7 +150,8 @@ pub(crate) fn load_table(disk: &dyn Disk, dir: &Path, policy: OnDamage) -> Resul
         tail.last_lsn
     };
     let next_lsn = tail.next_lsn;
-    Ok(Table { entries, destroyed, through, tail: Some(tail), next_lsn, next_number })
+    let tail = Some(tail);
+    Ok(Table { entries, destroyed, unreadable_first, through, tail, next_lsn, next_number })
 }
 
 fn in_order(before: &[Entry], entry: Entry) -> Found {

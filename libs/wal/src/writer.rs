@@ -198,6 +198,15 @@ struct Void {
     last: u64,
     segment: u64,
     cause: io::ErrorKind,
+    /// Whether a commit was told.
+    told: bool,
+}
+
+impl Void {
+    /// Whether a commit of these frames must be told.
+    fn concerns(&self, first: u64, last: u64) -> bool {
+        self.first <= last && (!self.told || self.last >= first)
+    }
 }
 
 struct State {
@@ -401,25 +410,36 @@ impl Wal {
 
     /// Makes every frame up to `lsn` durable, together with everything that was appended
     /// meanwhile by anyone. Blocks for at most the sync under way and one more.
+    ///
+    /// An append may have to sync a full segment, and that may fail when nobody is there to be
+    /// told. The next commit is, whatever frame it asks for, so one writer that appends a group and
+    /// commits its last frame never takes a void frame for stored. Where several threads append
+    /// groups, each uses [`Self::commit_group`].
     pub fn commit(&self, lsn: u64) -> Result<Synced, WalError> {
+        self.commit_group(lsn, lsn)
+    }
+
+    /// As [`Self::commit`]; an error also if any frame from `first` to `last` is void.
+    pub fn commit_group(&self, first: u64, last: u64) -> Result<Synced, WalError> {
         let mut state = self.lock();
         if planted(Bug::AckEarly) {
-            return Ok(Synced { through: lsn });
+            return Ok(Synced { through: last });
         }
         loop {
-            if let Some(void) = state.void.iter().rev().find(|v| (v.first..=v.last).contains(&lsn))
-            {
+            if let Some(void) = state.void.iter_mut().rev().find(|v| v.concerns(first, last)) {
+                void.told = true;
+                let lsn = void.last.min(last).max(void.first);
                 return Err(WalError::Poisoned { segment: void.segment, lsn, cause: void.cause });
             }
-            if lsn <= state.synced {
+            if last <= state.synced {
                 return Ok(Synced { through: state.synced });
             }
             state = if state.busy {
                 self.wait(state)
-            } else if state.open.as_ref().is_some_and(|open| lsn <= open.last_lsn) {
+            } else if state.open.as_ref().is_some_and(|open| last <= open.last_lsn) {
                 self.flush(state, true)
             } else {
-                return Err(WalError::NotAppended { lsn, next: state.next_lsn });
+                return Err(WalError::NotAppended { lsn: last, next: state.next_lsn });
             };
         }
     }
@@ -486,6 +506,7 @@ impl Wal {
             last: state.next_lsn - 1,
             segment: open.sealing.header.number,
             cause: e.kind(),
+            told: false,
         };
         tracing::error!(
             segment = void.segment, first = void.first, last = void.last, error = %e,

@@ -182,6 +182,27 @@ fn d1_frames_of_a_failed_sync_are_refused_and_their_numbers_never_used_again() {
 }
 
 #[test]
+fn d1_a_failure_inside_an_append_is_told_to_whoever_commits_the_group() {
+    let mut w = World::seeded(2);
+    w.open().unwrap();
+    let wal = w.wal.as_ref().unwrap();
+    // The third does not fit into the segment, so its append syncs the two before, which fails.
+    let payload = vec![9; 9000];
+    let first = wal.append(super::world::owner(1), &payload).unwrap();
+    w.disk.set_faults(Faults { fail_op: Some(w.disk.ops() + 2), ..Faults::default() });
+    let second = wal.append(super::world::owner(1), &payload).unwrap();
+    let third = wal.append(super::world::owner(1), &payload).unwrap();
+    match wal.commit(third) {
+        Err(WalError::Poisoned { lsn, .. }) => assert!((first..=second).contains(&lsn)),
+        other => panic!("{other:?}"),
+    }
+    assert!(wal.commit(third).is_ok(), "told once");
+    assert!(wal.commit_group(third, third).is_ok());
+    assert!(matches!(wal.commit_group(first, third), Err(WalError::Poisoned { .. })));
+    assert!(matches!(wal.commit(first), Err(WalError::Poisoned { .. })));
+}
+
+#[test]
 fn d1_a_full_disk_refuses_appends_and_they_work_again_without_a_restart() {
     for seed in seeds(6) {
         let mut w = World::seeded(seed);
