@@ -30,6 +30,9 @@ pub(crate) const FRAME_AAD_BYTES: usize = 72;
 /// Payloads over this are refused, in segments of any size: 32 MiB.
 pub const FRAME_PAYLOAD_MAX: usize = 32 << 20;
 
+/// No counter of the format goes higher, so that sums of them never overflow, whatever a file says.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+
 pub(crate) const FRAME_MAGIC: [u8; 4] = *b"MRF1";
 /// The frame's key is gone: a restart could not seal it again.
 pub(crate) const FLAG_GONE: u32 = 1;
@@ -94,6 +97,9 @@ impl FrameHeader {
             return None;
         }
         if u32_at(bytes, 76) != crc32c::crc32c(&bytes[..76]) {
+            return None;
+        }
+        if u64_at(bytes, 8) > NUMBER_MAX {
             return None;
         }
         Some(Self {

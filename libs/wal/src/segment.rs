@@ -37,7 +37,7 @@ use millrace_platform::{
 
 use crate::{
     error::{Damage, WalError, is_full},
-    frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX, array, u32_at, u64_at},
+    frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_MAX, NUMBER_MAX, array, u32_at, u64_at},
     keys::SegmentContext,
 };
 
@@ -125,9 +125,17 @@ impl SegmentHeader {
             salt: array(bytes, 56),
             allocated: u64_at(bytes, 88),
         };
+        let numbers = [
+            header.number,
+            header.first_lsn,
+            header.carried_through,
+            header.incarnation,
+            header.allocated,
+        ];
         let sane = u64::from(u32_at(bytes, 12)) == PAGE_BYTES
+            && numbers.iter().all(|n| *n <= NUMBER_MAX)
             && header.first_lsn > header.continues_after
-            && header.carried_through.checked_add(1).is_some_and(|next| next >= header.first_lsn);
+            && header.carried_through + 1 >= header.first_lsn;
         if sane { Ok(header) } else { Err(HeaderError::NotAHeader) }
     }
 
@@ -173,7 +181,8 @@ pub(crate) fn file_name(number: u64) -> String {
 /// The number in a segment's file name.
 pub(crate) fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".wal")?;
-    if digits.len() == 20 { digits.parse().ok() } else { None }
+    let number = digits.parse().ok().filter(|n| *n <= NUMBER_MAX)?;
+    (digits.len() == 20).then_some(number)
 }
 
 /// Reads a segment's header.
