@@ -1,1 +1,21 @@
-//! millrace-query.
+//! SQL over one tenant's snapshot. DataFusion lives here and nothing else knows it.
+//!
+//! Owns: guards before planning, the session (one scope, one catalogue, one deadline), the table
+//! provider with its pruning, result encoders. Public functions return boxed futures and streams,
+//! so that no other crate compiles DataFusion's futures again.
+//! Never: sees another tenant's catalogue; registers a file or network store; spills plaintext
+//! (spilling is off).
+
+mod engine;
+mod error;
+mod guard;
+mod params;
+mod provider;
+mod prune;
+pub mod result;
+mod session;
+
+pub use engine::{QueryAnswer, QueryEngine, QueryLimits};
+pub use error::QueryError;
+pub use params::Params;
+pub use result::Format;

@@ -1,2 +1,5 @@
-//! millrace.
-fn main() {}
+//! `millrace`: see `millrace --help`.
+
+fn main() -> std::process::ExitCode {
+    millrace::cli::main()
+}

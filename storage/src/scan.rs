@@ -94,8 +94,27 @@ pub struct Scan {
     pub schema: SchemaRef,
     /// What pruning left.
     pub stats: ScanStats,
-    /// One stream per partition.
-    pub streams: Vec<BoxStream<'static, Result<RecordBatch, ReadError>>>,
+    plan: Arc<Plan>,
+    /// For each partition its groups of series, as inclusive rank ranges.
+    partitions: Vec<Vec<(u32, u32)>>,
+}
+
+impl Scan {
+    /// Streams that the rows are split into, at least 1.
+    pub fn partitions(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// The rows of one partition; may be asked again.
+    pub fn stream(&self, partition: usize) -> BoxStream<'static, Result<RecordBatch, ReadError>> {
+        let groups = self.partitions.get(partition).cloned().unwrap_or_default();
+        stream(Arc::clone(&self.plan), groups)
+    }
+
+    /// All partitions, in order.
+    pub fn streams(&self) -> Vec<BoxStream<'static, Result<RecordBatch, ReadError>>> {
+        (0..self.partitions()).map(|p| self.stream(p)).collect()
+    }
 }
 
 impl std::fmt::Debug for Scan {
@@ -267,11 +286,8 @@ async fn plan_scan(table: Arc<TableSnapshot>, request: ScanRequest) -> Result<Sc
         limit: request.limit,
     });
     let groups = group(&rows_by_rank, request.group_rows.max(1) as u64);
-    let streams = split(groups, request.partitions.max(1))
-        .into_iter()
-        .map(|groups| stream(Arc::clone(&plan), groups))
-        .collect();
-    Ok(Scan { schema, stats, streams })
+    let partitions = split(groups, request.partitions.max(1));
+    Ok(Scan { schema, stats, plan, partitions })
 }
 
 fn wanted(request: &ScanRequest, ordinal: u32) -> bool {

@@ -6,4 +6,6 @@
 
 pub mod aead;
 pub mod key;
+pub mod kms;
+pub mod ledger;
 pub mod sealed_file;

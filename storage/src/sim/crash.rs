@@ -168,11 +168,18 @@ pub fn damaged_log(seed: u64) {
         let rows = w.some_rows(5);
         assert!(w.stream(rows));
     }
+    // A second start and one more write, so that the first segment's end is on record and a flip
+    // in it cannot pass for a torn tail.
     w.shard = None;
     w.disk.kill_process();
-    let segment = w.disk.paths().into_iter().rfind(|p| p.to_string_lossy().contains("/wal/"));
+    w.open().unwrap();
+    let rows = w.some_rows(5);
+    assert!(w.stream(rows));
+    w.shard = None;
+    w.disk.kill_process();
+    let segment = w.disk.paths().into_iter().find(|p| p.to_string_lossy().contains("/wal/"));
     let segment = segment.expect("there is a log segment");
-    let byte = 300 + w.dice.below(1500);
+    let byte = 4096 + w.dice.below(6 * 4096);
     w.disk.flip_bit(&segment, byte, w.dice.below(8) as u8).unwrap();
     if w.open().is_ok() {
         w.check("after a bit flip that the start did not report");

@@ -59,7 +59,7 @@ pub fn read(snapshot: &TenantSnapshot, request: impl Fn(Vec<ColumnRef>) -> ScanR
             let mut columns = vec![ColumnRef::Tag(0), ColumnRef::Time];
             columns.extend(["a", "b"].iter().filter_map(|n| at(n)).map(ColumnRef::Field));
             let scan = futures::executor::block_on(table.scan(request(columns))).unwrap();
-            for stream in scan.streams {
+            for stream in scan.streams() {
                 let batches: Vec<_> = futures::executor::block_on(stream.try_collect()).unwrap();
                 for batch in batches {
                     let host = batch.column(0).as_dictionary::<Int32Type>();

@@ -1,0 +1,162 @@
+//! The catalogue on a simulated disk: credentials end to end, and power cuts at every operation.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use millrace_crypto::{ledger::KeyLedger, kms::local::LocalKeyFile};
+use millrace_platform::{
+    disk::Disk,
+    entropy::Entropy,
+    sim::{SimClock, SimDisk, SimEntropy, disk::Faults},
+};
+
+use crate::{policy, scope::OperatorScope, *};
+
+const OPERATOR: OperatorScope = OperatorScope { _private: () };
+
+fn open(disk: &SimDisk, clock: &SimClock, seed: u64) -> Catalog {
+    let entropy: Arc<dyn Entropy> = Arc::new(SimEntropy::seeded(seed));
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    disk.create_dir_all(Path::new("/d/keys")).unwrap();
+    let provider =
+        LocalKeyFile::open(Arc::clone(&disk), Arc::clone(&entropy), Path::new("/d/keys/root.key")).unwrap();
+    let ledger = KeyLedger::open(
+        Arc::clone(&disk),
+        Arc::clone(&entropy),
+        Arc::new(provider),
+        Path::new("/d/keys/ledger"),
+    )
+    .unwrap();
+    Catalog::open(disk, Arc::new(clock.clone()), entropy, Arc::new(ledger), Path::new("/d/control")).unwrap()
+}
+
+fn csr() -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::default();
+    params.serialize_request(&key).unwrap().pem().unwrap()
+}
+
+fn admin(catalog: &Catalog, name: &str) -> AdminScope {
+    let tenant = catalog.tenant_by_name(name).unwrap();
+    policy::to_administer(&Principal::Operator, tenant.id).unwrap()
+}
+
+#[test]
+fn a3_a_token_works_until_it_is_revoked_or_expires_and_is_stored_hashed() {
+    let (disk, clock) = (SimDisk::new(), SimClock::at(1_000_000_000));
+    let catalog = open(&disk, &clock, 1);
+    catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), "acme").unwrap();
+    let scope = admin(&catalog, "acme");
+    let scopes = "read, write".parse().unwrap();
+    let (token, secret) = catalog.create_token(scope, scopes, "ci", None).unwrap();
+    let text = secret.reveal().to_owned();
+    assert!(matches!(
+        catalog.authenticate(&text),
+        Some(Principal::Token { read: true, write: true, admin: false, .. })
+    ));
+    for at in 0..text.len() {
+        let mut wrong = text.clone().into_bytes();
+        wrong[at] = if wrong[at] == b'0' { b'1' } else { b'0' };
+        assert!(catalog.authenticate(&String::from_utf8(wrong).unwrap()).is_none());
+        assert!(catalog.authenticate(&text[..at]).is_none());
+    }
+    for path in disk.paths() {
+        let bytes = millrace_platform::disk::read_file(&disk, &path, 1 << 20).unwrap();
+        let part = &text.as_bytes()[20..60];
+        assert!(!bytes.windows(40).any(|w| w == part), "{} holds a secret", path.display());
+    }
+    let again = open(&disk, &clock, 2);
+    assert!(again.authenticate(&text).is_some(), "tokens survive a restart");
+    again.revoke_token(admin(&again, "acme"), &token.id).unwrap();
+    assert!(again.authenticate(&text).is_none());
+    let (_, short) =
+        again.create_token(admin(&again, "acme"), scopes, "", Some(2_000_000_000)).unwrap();
+    assert!(again.authenticate(short.reveal()).is_some());
+    clock.advance(Duration::from_secs(1));
+    assert!(again.authenticate(short.reveal()).is_none());
+}
+
+#[test]
+fn a1_another_tenants_token_and_device_look_like_none() {
+    let (disk, clock) = (SimDisk::new(), SimClock::at(0));
+    let catalog = open(&disk, &clock, 1);
+    for name in ["acme", "bolt"] {
+        catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), name).unwrap();
+    }
+    let (a, b) = (admin(&catalog, "acme"), admin(&catalog, "bolt"));
+    let (token, _) = catalog.create_token(a, TokenScopes::default(), "", None).unwrap();
+    let theirs = catalog.revoke_token(b, &token.id).unwrap_err();
+    assert_eq!(theirs, catalog.revoke_token(b, "0000").unwrap_err());
+    assert!(catalog.tokens(b).is_empty() && catalog.devices(b).is_empty());
+    assert_eq!(catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), "acme"), Err(CatalogError::Exists("acme".into())));
+    for bad in ["", "Acme", "1a", "a b", "a/b", &"a".repeat(64)] {
+        assert!(matches!(catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), bad), Err(CatalogError::Name(_))));
+    }
+}
+
+#[test]
+fn e3_a_claim_works_once_in_24_hours_with_5_tries_and_a_revoked_device_is_nobody() {
+    let (disk, clock) = (SimDisk::new(), SimClock::at(1_700_000_000_000_000_000));
+    let catalog = open(&disk, &clock, 1);
+    catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), "acme").unwrap();
+    let scope = admin(&catalog, "acme");
+    let (code, _) = catalog.create_claim(scope, "press 7").unwrap();
+    assert!(matches!(
+        catalog.redeem_claim(code.reveal(), "no request", ""),
+        Err(CatalogError::Certificate(CertificateError::Request(_)))
+    ));
+    let (device, certificate, _) = catalog.redeem_claim(code.reveal(), &csr(), "").unwrap();
+    assert_eq!(device.name, "press 7");
+    assert_eq!(catalog.redeem_claim(code.reveal(), &csr(), ""), Err(CatalogError::Claim));
+    let der = pem_to_der(&certificate);
+    let (id, serial) = device::identify(&der).unwrap();
+    assert_eq!((id, serial), (device.id, device.serial));
+    assert!(matches!(catalog.device_principal(id, serial), Some(Principal::Device { .. })));
+    assert!(catalog.device_principal(id, serial + 1).is_none(), "an old certificate is nobody");
+    catalog.revoke_device(scope, id).unwrap();
+    assert!(catalog.device_principal(id, serial).is_none());
+
+    let (code, _) = catalog.create_claim(scope, "").unwrap();
+    clock.advance(Duration::from_secs(24 * 3600));
+    assert_eq!(catalog.redeem_claim(code.reveal(), &csr(), ""), Err(CatalogError::Claim));
+    let (code, _) = catalog.create_claim(scope, "").unwrap();
+    let wrong = forge(code.reveal());
+    for _ in 0..5 {
+        assert_eq!(catalog.redeem_claim(&wrong, &csr(), ""), Err(CatalogError::Claim));
+    }
+    assert_eq!(catalog.redeem_claim(code.reveal(), &csr(), ""), Err(CatalogError::Claim), "out of tries");
+}
+
+/// The same id with another secret and a right check.
+fn forge(code: &str) -> String {
+    let (body, _) = code.rsplit_once('_').unwrap();
+    let (head, secret) = body.rsplit_once('_').unwrap();
+    let other: String = secret.chars().map(|c| if c == '0' { '1' } else { '0' }).collect();
+    let body = format!("{head}_{other}");
+    format!("{body}_{:08x}", crc32c::crc32c(body.as_bytes()))
+}
+
+fn pem_to_der(pem: &str) -> Vec<u8> {
+    use base64::Engine;
+    let body: String = pem.lines().filter(|l| !l.starts_with('-')).collect();
+    base64::engine::general_purpose::STANDARD.decode(body).unwrap()
+}
+
+#[test]
+fn d1_a_change_that_was_answered_survives_a_power_cut_at_every_operation() {
+    for cut in 0..40 {
+        let (disk, clock) = (SimDisk::new(), SimClock::at(0));
+        let catalog = open(&disk, &clock, 1);
+        disk.set_faults(Faults { cut_after: Some(disk.ops() + cut), ..Faults::default() });
+        let mut made = Vec::new();
+        for name in ["a", "b", "c", "d"] {
+            if catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), name).is_ok() {
+                made.push(name);
+            }
+        }
+        disk.power_cycle(&SimEntropy::seeded(cut));
+        let again = open(&disk, &clock, 3);
+        for name in made {
+            assert!(again.tenant_by_name(name).is_ok(), "cut {cut}: tenant {name} is lost");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The key ledger: every tenant's wrapped keys.
+//!
+//! Format: JSON `{"version":1,"generation":n,"root":id,"keys":{tenant: [{version, wrapped}]},
+//! "destroyed":[tenant]}`, written whole by durable::replace. Each key is wrapped by the provider
+//! with its tenant and version as authenticated context, so entries cannot be swapped.
+//! Owns: creation, look-up and destruction of tenant keys, and the cache of unwrapped ones.
+//! Never: keeps a destroyed tenant's key in memory or in the file; gives a destroyed tenant a new
+//! one. The tenant of sixteen zero bytes is the system's own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use millrace_platform::{
+    disk::{Disk, read_file},
+    durable,
+    entropy::Entropy,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    key::{Key256, KeyError, TenantKeySource, TenantKeys},
+    kms::{KeyProvider, KmsError, RootKeyId, WrapContext, WrappedKey},
+};
+
+/// The system's own tenant id.
+pub const SYSTEM: [u8; 16] = [0; 16];
+const LEDGER_BYTES_MAX: u64 = 256 << 20;
+const PURPOSE: &str = "tenant-key";
+
+/// Why the ledger cannot be opened or changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LedgerError {
+    /// The file.
+    #[error("the key ledger {path} cannot be used: {detail}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        detail: String,
+    },
+    /// The provider.
+    #[error(transparent)]
+    Provider(#[from] KmsError),
+    /// The tenant's keys were destroyed; its id is never used again.
+    #[error("the keys of this tenant are destroyed; they cannot be made again")]
+    Destroyed,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Entry {
+    version: u32,
+    wrapped: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct File {
+    version: u32,
+    generation: u64,
+    root: RootKeyId,
+    keys: BTreeMap<String, Vec<Entry>>,
+    destroyed: BTreeSet<String>,
+}
+
+struct State {
+    file: File,
+    open: BTreeMap<([u8; 16], u32), Arc<TenantKeys>>,
+}
+
+/// See the module head.
+pub struct KeyLedger {
+    disk: Arc<dyn Disk>,
+    entropy: Arc<dyn Entropy>,
+    provider: Arc<dyn KeyProvider>,
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for KeyLedger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyLedger").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl KeyLedger {
+    /// Opens the ledger, or makes one with a new root key and the system's keys.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        entropy: Arc<dyn Entropy>,
+        provider: Arc<dyn KeyProvider>,
+        path: &Path,
+    ) -> Result<Self, LedgerError> {
+        let fail = |detail: String| LedgerError::File { path: path.to_path_buf(), detail };
+        let exists = disk.exists(path).map_err(|e| fail(e.to_string()))?;
+        let file = if exists {
+            let bytes = read_file(disk.as_ref(), path, LEDGER_BYTES_MAX)
+                .map_err(|e| fail(e.to_string()))?;
+            let file: File = serde_json::from_slice(&bytes).map_err(|e| {
+                fail(format!("{e}; restore it from a backup, without it no data can be read"))
+            })?;
+            if file.version != 1 {
+                return Err(fail(format!("version {} is unknown", file.version)));
+            }
+            file
+        } else {
+            File {
+                version: 1,
+                generation: 0,
+                root: provider.create()?,
+                keys: BTreeMap::new(),
+                destroyed: BTreeSet::new(),
+            }
+        };
+        let state = Mutex::new(State { file, open: BTreeMap::new() });
+        let ledger = Self { disk, entropy, provider, path: path.to_path_buf(), state };
+        ledger.create(&SYSTEM)?;
+        Ok(ledger)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn save(&self, file: &File) -> Result<(), LedgerError> {
+        let fail = |detail: String| LedgerError::File { path: self.path.clone(), detail };
+        let json = serde_json::to_vec_pretty(file).map_err(|e| fail(e.to_string()))?;
+        durable::replace(self.disk.as_ref(), &self.path, &json).map_err(|e| fail(e.to_string()))
+    }
+
+    /// Makes a tenant's first key, durably. A tenant that has one keeps it.
+    pub fn create(&self, tenant: &[u8; 16]) -> Result<(), LedgerError> {
+        let mut state = self.lock();
+        let id = hex::encode(tenant);
+        if state.file.destroyed.contains(&id) {
+            return Err(LedgerError::Destroyed);
+        }
+        if state.file.keys.contains_key(&id) {
+            return Ok(());
+        }
+        let key = Key256::random(self.entropy.as_ref());
+        let context = WrapContext { purpose: PURPOSE, tenant: *tenant, version: 1 };
+        let wrapped = self.provider.wrap(&state.file.root, &key, &context)?;
+        let mut next = state.file.clone();
+        next.generation += 1;
+        next.keys.insert(id, vec![Entry { version: 1, wrapped: hex::encode(&wrapped.bytes) }]);
+        self.save(&next)?;
+        state.file = next;
+        Ok(())
+    }
+
+    /// Destroys all keys of a tenant, durably: whatever they sealed can never be read again.
+    pub fn destroy(&self, tenant: &[u8; 16]) -> Result<(), LedgerError> {
+        let mut state = self.lock();
+        let id = hex::encode(tenant);
+        let mut next = state.file.clone();
+        next.generation += 1;
+        next.keys.remove(&id);
+        next.destroyed.insert(id);
+        self.save(&next)?;
+        state.file = next;
+        state.open.retain(|(owner, _), _| owner != tenant);
+        Ok(())
+    }
+
+    /// How often the ledger has changed.
+    pub fn generation(&self) -> u64 {
+        self.lock().file.generation
+    }
+
+    fn open_key(&self, state: &mut State, tenant: &[u8; 16], version: Option<u32>) -> Result<Arc<TenantKeys>, KeyError> {
+        let id = hex::encode(tenant);
+        let entries = state.file.keys.get(&id).ok_or_else(|| KeyError::Gone { tenant: id.clone() })?;
+        let entry = match version {
+            None => entries.last(),
+            Some(v) => entries.iter().find(|e| e.version == v),
+        };
+        let entry = entry.ok_or(KeyError::UnknownVersion { tenant: id, version: version.unwrap_or(0) })?;
+        let version = entry.version;
+        if let Some(open) = state.open.get(&(*tenant, version)) {
+            return Ok(Arc::clone(open));
+        }
+        let bytes = hex::decode(&entry.wrapped).map_err(|e| KeyError::Unavailable(e.to_string()))?;
+        let wrapped = WrappedKey { root: state.file.root.clone(), bytes };
+        let context = WrapContext { purpose: PURPOSE, tenant: *tenant, version };
+        let key = self
+            .provider
+            .unwrap(&wrapped, &context)
+            .map_err(|e| KeyError::Unavailable(e.to_string()))?;
+        let keys = Arc::new(TenantKeys::new(*tenant, version, key));
+        state.open.insert((*tenant, version), Arc::clone(&keys));
+        Ok(keys)
+    }
+}
+
+impl TenantKeySource for KeyLedger {
+    fn current(&self, tenant: &[u8; 16]) -> Result<Arc<TenantKeys>, KeyError> {
+        self.open_key(&mut self.lock(), tenant, None)
+    }
+
+    fn version(&self, tenant: &[u8; 16], version: u32) -> Result<Arc<TenantKeys>, KeyError> {
+        self.open_key(&mut self.lock(), tenant, Some(version))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_platform::sim::{SimDisk, SimEntropy, disk::Faults};
+
+    use super::*;
+    use crate::kms::local::LocalKeyFile;
+
+    fn open(disk: &SimDisk, seed: u64) -> Result<KeyLedger, LedgerError> {
+        let entropy: Arc<dyn Entropy> = Arc::new(SimEntropy::seeded(seed));
+        let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        let root = Path::new("/keys/root.key");
+        let provider = LocalKeyFile::open(Arc::clone(&disk), Arc::clone(&entropy), root)?;
+        KeyLedger::open(disk, entropy, Arc::new(provider), Path::new("/keys/ledger.json"))
+    }
+
+    fn secret(ledger: &KeyLedger, tenant: &[u8; 16]) -> Option<u64> {
+        ledger.current(tenant).ok().map(|k| k.series_secret())
+    }
+
+    #[test]
+    fn d6_created_keys_survive_and_destroyed_keys_stay_gone_at_every_power_cut() {
+        let (kept, doomed) = ([1u8; 16], [2u8; 16]);
+        for cut in 0..60 {
+            let disk = SimDisk::new();
+            disk.create_dir_all(Path::new("/keys")).unwrap();
+            let (mut created, mut destroyed, mut value) = (false, false, None);
+            disk.set_faults(Faults { cut_after: Some(cut), ..Faults::default() });
+            if let Ok(ledger) = open(&disk, 1) {
+                created = ledger.create(&kept).is_ok() && ledger.create(&doomed).is_ok();
+                if created {
+                    value = secret(&ledger, &kept);
+                    destroyed = ledger.destroy(&doomed).is_ok();
+                    if destroyed {
+                        assert!(matches!(ledger.current(&doomed), Err(KeyError::Gone { .. })));
+                    }
+                }
+            }
+            disk.power_cycle(&SimEntropy::seeded(cut));
+            let ledger = open(&disk, 2).unwrap_or_else(|e| panic!("cut {cut}: {e}"));
+            if created {
+                assert_eq!(secret(&ledger, &kept), value, "cut {cut}: a tenant's key is lost");
+            }
+            if destroyed {
+                assert!(secret(&ledger, &doomed).is_none(), "cut {cut}: a destroyed key is back");
+                assert!(matches!(ledger.create(&doomed), Err(LedgerError::Destroyed)));
+            }
+        }
+    }
+
+    #[test]
+    fn a6_keys_cannot_be_swapped_between_tenants_in_the_file() {
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new("/keys")).unwrap();
+        let ledger = open(&disk, 1).unwrap();
+        ledger.create(&[1; 16]).unwrap();
+        ledger.create(&[2; 16]).unwrap();
+        let path = Path::new("/keys/ledger.json");
+        let mut file: File =
+            serde_json::from_slice(&read_file(&disk, path, 1 << 20).unwrap()).unwrap();
+        let one = file.keys[&hex::encode([1u8; 16])].clone();
+        file.keys.insert(hex::encode([2u8; 16]), one);
+        durable::replace(&disk, path, &serde_json::to_vec(&file).unwrap()).unwrap();
+        let ledger = open(&disk, 3).unwrap();
+        assert!(ledger.current(&[1; 16]).is_ok());
+        assert!(matches!(ledger.current(&[2; 16]), Err(KeyError::Unavailable(_))));
+    }
+}

@@ -1,0 +1,138 @@
+//! What can go wrong with a query, with stable codes.
+//!
+//! Never: names a path, another tenant or an internal type in a message.
+
+use datafusion::error::DataFusionError;
+
+/// Why a query was refused or ended.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum QueryError {
+    /// The text is not SQL.
+    #[error("the SQL does not parse: {0}")]
+    Syntax(String),
+    /// The statement is not one that may be run.
+    #[error("this statement is not allowed: {0}; allowed are SELECT, WITH, VALUES, EXPLAIN, SHOW TABLES, SHOW COLUMNS and DESCRIBE")]
+    NotAllowed(String),
+    /// A table, column or function that does not exist.
+    #[error("{0}")]
+    Unknown(String),
+    /// Over a limit that is checked before planning.
+    #[error("the query is too large: {0}")]
+    TooComplex(String),
+    /// A parameter is missing, extra or of no type that SQL has.
+    #[error("parameters: {0}")]
+    Params(String),
+    /// Types or values do not fit.
+    #[error("the query cannot be run: {0}")]
+    Invalid(String),
+    /// Out of time.
+    #[error("the query ran longer than {seconds} s and was ended; narrow its time range")]
+    Timeout {
+        /// The limit.
+        seconds: u64,
+    },
+    /// Out of memory.
+    #[error("the query needs more memory than it may use; narrow its time range or group by less")]
+    Memory,
+    /// Too many at once.
+    #[error("this tenant already has {running} queries running and {queued} waiting; try again in a moment")]
+    Busy {
+        /// Running.
+        running: usize,
+        /// Waiting.
+        queued: usize,
+    },
+    /// The tenant's data cannot be read.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A bug or damage; details are in the server's log.
+    #[error("the query failed inside the server; the operator finds the reason in the server log under {0}")]
+    Internal(String),
+}
+
+impl QueryError {
+    /// All stable codes with the HTTP status of each.
+    pub const CODES: &'static [(&'static str, u16)] = &[
+        ("sql_syntax", 400),
+        ("sql_not_allowed", 403),
+        ("sql_unknown_name", 400),
+        ("sql_too_complex", 400),
+        ("sql_params", 400),
+        ("sql_invalid", 400),
+        ("query_timeout", 408),
+        ("query_memory", 413),
+        ("too_many_queries", 429),
+        ("data_unavailable", 503),
+        ("internal", 500),
+    ];
+
+    /// The stable code and HTTP status.
+    pub fn code(&self) -> (&'static str, u16) {
+        let index = match self {
+            Self::Syntax(_) => 0,
+            Self::NotAllowed(_) => 1,
+            Self::Unknown(_) => 2,
+            Self::TooComplex(_) => 3,
+            Self::Params(_) => 4,
+            Self::Invalid(_) => 5,
+            Self::Timeout { .. } => 6,
+            Self::Memory => 7,
+            Self::Busy { .. } => 8,
+            Self::Unavailable(_) => 9,
+            Self::Internal(_) => 10,
+        };
+        Self::CODES.get(index).copied().unwrap_or(("internal", 500))
+    }
+}
+
+/// One line of a DataFusion message, without the catalogue's own name and without hints at types.
+fn clean(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    line.replace("millrace.", "").chars().take(400).collect()
+}
+
+impl From<DataFusionError> for QueryError {
+    fn from(e: DataFusionError) -> Self {
+        match e.find_root() {
+            DataFusionError::SQL(e, _) => Self::Syntax(clean(&e.to_string())),
+            DataFusionError::SchemaError(e, _) => Self::Unknown(clean(&e.to_string())),
+            DataFusionError::ResourcesExhausted(_) => Self::Memory,
+            DataFusionError::Plan(text) if text.contains("not found") => {
+                Self::Unknown(clean(text))
+            }
+            DataFusionError::Plan(text) if text.contains("Invalid function") => {
+                Self::Unknown(clean(text))
+            }
+            DataFusionError::Plan(text) if text.contains("parameter") || text.contains("placeholder") => {
+                Self::Params(clean(text))
+            }
+            DataFusionError::Plan(text) if text.contains("not supported: ") => {
+                Self::NotAllowed(clean(text))
+            }
+            DataFusionError::Plan(text)
+            | DataFusionError::Execution(text)
+            | DataFusionError::NotImplemented(text)
+            | DataFusionError::Configuration(text) => Self::Invalid(clean(text)),
+            DataFusionError::ArrowError(e, _) => Self::Invalid(clean(&e.to_string())),
+            DataFusionError::External(e) => match e.downcast_ref::<QueryError>() {
+                Some(inner) => inner.clone(),
+                None => internal(&e.to_string()),
+            },
+            DataFusionError::Diagnostic(_, inner) => Self::Invalid(clean(&inner.to_string())),
+            other => internal(&other.to_string()),
+        }
+    }
+}
+
+fn internal(detail: &str) -> QueryError {
+    // The message may hold names of the tenant's own columns, so it goes to the log only as a
+    // kind; the id joins the two.
+    let id = format!("query-{:08x}", crc_of(detail));
+    tracing::error!(id, "a query failed inside the server");
+    tracing::debug!(id, detail, "detail of a failed query");
+    QueryError::Internal(id)
+}
+
+fn crc_of(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
+}

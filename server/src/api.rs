@@ -1,0 +1,130 @@
+//! HTTP and gRPC on one port.
+//!
+//! Owns: routes and the shapes of answers. Handlers read as the steps of the two walks and little
+//! else. Never: decides about rights (control/policy) or keeps state of its own.
+
+pub(crate) mod admin;
+mod auth;
+mod flight;
+mod problem;
+mod query;
+mod write;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::DefaultBodyLimit,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use millrace_control::{Catalog, Principal};
+use millrace_crypto::ledger::KeyLedger;
+use millrace_platform::clock::Clock;
+use millrace_query::QueryEngine;
+use millrace_storage::Engine;
+
+use crate::ingest::{Admission, decode::WIRE_BYTES_MAX};
+
+pub(crate) use problem::Problem;
+
+/// What handlers share.
+#[derive(Debug)]
+pub struct State {
+    pub clock: Arc<dyn Clock>,
+    pub catalog: Arc<Catalog>,
+    pub ledger: Arc<KeyLedger>,
+    pub engine: Arc<Engine>,
+    pub query: Arc<QueryEngine>,
+    pub metrics: PrometheusHandle,
+    pub admission: Admission,
+}
+
+/// The shared state as axum hands it out.
+pub type Shared = axum::extract::State<Arc<State>>;
+
+/// All routes.
+pub fn router(state: Arc<State>) -> Router {
+    let flight = tonic::service::Routes::new(flight::service(Arc::clone(&state)));
+    Router::new()
+        .route("/health", get(health))
+        .route("/ping", get(ping))
+        .route("/metrics", get(metrics))
+        .route("/.well-known/security.txt", get(security_txt))
+        .route("/api/v3/write_lp", post(write::v3))
+        .route("/api/v2/write", post(write::v2))
+        .route("/write", post(write::v1))
+        .route("/api/v3/query_sql", get(query::get).post(query::post))
+        .route("/api/v1/tenants", get(admin::tenants).post(admin::create_tenant))
+        .route("/api/v1/tokens", get(admin::tokens).post(admin::create_token))
+        .route("/api/v1/tokens/{id}", axum::routing::delete(admin::revoke_token))
+        .route("/api/v1/devices", get(admin::devices))
+        .route("/api/v1/devices/{id}", axum::routing::delete(admin::revoke_device))
+        .route("/api/v1/claims", post(admin::create_claim))
+        .route("/api/v1/status", get(admin::status))
+        .route("/api/v1/device/enrol", post(admin::enrol))
+        .route("/api/v1/device/streams", get(admin::streams))
+        .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))
+        .with_state(state)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .merge(flight.into_axum_router().reset_fallback())
+}
+
+async fn not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+}
+
+async fn method_not_allowed() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path exists, but not with this method",
+    )
+}
+
+async fn health() -> Response {
+    Json(serde_json::json!({
+        "name": "millrace",
+        "status": "pass",
+        "message": "ready for queries and writes",
+        "checks": [],
+        "version": env!("CARGO_PKG_VERSION"),
+    }))
+    .into_response()
+}
+
+async fn ping() -> Response {
+    let version = env!("CARGO_PKG_VERSION");
+    (
+        [("x-influxdb-version", version), ("x-influxdb-build", "millrace")],
+        Json(serde_json::json!({ "version": version })),
+    )
+        .into_response()
+}
+
+async fn security_txt() -> Response {
+    let text = "Contact: mailto:security@millrace.dev\nExpires: 2027-11-20T00:00:00.000Z\nPreferred-Languages: en\n";
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+}
+
+/// The operator sees everything; a tenant's admin sees the lines of its own tenant.
+async fn metrics(
+    axum::extract::State(state): Shared,
+    auth::Caller(principal): auth::Caller,
+) -> Result<Response, Problem> {
+    let text = state.metrics.render();
+    let text = match &principal {
+        Principal::Operator => text,
+        Principal::Token { tenant, admin: true, .. } => {
+            let own = format!("tenant=\"{tenant}\"");
+            text.lines()
+                .filter(|l| l.contains(&own))
+                .fold(String::new(), |all, line| all + line + "\n")
+        }
+        _ => return Err(Problem::forbidden("the operator's token or a tenant's admin token is needed")),
+    };
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}

@@ -1,0 +1,285 @@
+//! Arrow Flight: DoPut for forwarders, DoGet for InfluxDB 3 clients.
+//!
+//! DoPut: a schema message, then data messages, each with a [`PutHeader`] in `app_metadata`; each
+//! is answered, in order, with a [`PutAck`] once its rows are durable. The device's certificate is
+//! the credential and is looked up again for every message, so a revoked device stops at once.
+//! DoGet: the ticket is JSON `{"database", "sql_query", "query_type": "sql"}`.
+//! Never: acks before the receipt; more than [`AHEAD`] messages of one stream in flight.
+
+use std::sync::Arc;
+
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo,
+    HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
+    decode::{DecodedFlightData, DecodedPayload, FlightDataDecoder},
+    encode::FlightDataEncoderBuilder,
+    error::FlightError,
+    flight_service_server::{FlightService, FlightServiceServer},
+};
+use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
+use millrace_control::{Principal, policy};
+use millrace_platform::metric::Metric;
+use millrace_protocol::{
+    arrow::from_record_batch,
+    batch::RowLimits,
+    ids::DeviceId,
+    stream::{PutAck, PutHeader},
+};
+use millrace_query::Params;
+use millrace_storage::{Origin, WriteRequest};
+use serde::Deserialize;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Problem, State, auth};
+use crate::listener::Peer;
+
+/// Messages of one stream that wait for their sync at once.
+const AHEAD: usize = 8;
+/// Bytes of one message.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// The service for the router.
+pub(super) fn service(state: Arc<State>) -> FlightServiceServer<Flight> {
+    FlightServiceServer::new(Flight { state })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// See the module head.
+#[derive(Debug)]
+pub(super) struct Flight {
+    state: Arc<State>,
+}
+
+/// A problem as a gRPC status: the code goes first in the message.
+fn status(problem: Problem) -> Status {
+    let message = format!("{}: {}", problem.code, problem.detail);
+    match problem.status.as_u16() {
+        401 => Status::unauthenticated(message),
+        403 => Status::permission_denied(message),
+        404 => Status::not_found(message),
+        409 => Status::failed_precondition(message),
+        408 => Status::deadline_exceeded(message),
+        413 | 429 | 507 => Status::resource_exhausted(message),
+        503 => Status::unavailable(message),
+        s if s >= 500 => Status::internal(message),
+        _ => Status::invalid_argument(message),
+    }
+}
+
+fn unimplemented<T>(what: &str) -> Result<Response<T>, Status> {
+    Err(Status::unimplemented(format!("{what} is not offered; use DoGet with a JSON ticket, or HTTP")))
+}
+
+impl Flight {
+    fn principal<T>(&self, request: &Request<T>) -> Result<Principal, Status> {
+        let peer = request.extensions().get::<Peer>();
+        let headers = request.metadata().clone().into_headers();
+        auth::principal(&self.state, &headers, peer).ok_or_else(|| status(Problem::unauthenticated()))
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct JsonTicket {
+    #[serde(default)]
+    database: Option<String>,
+    sql_query: String,
+    #[serde(default)]
+    query_type: Option<String>,
+    #[serde(default)]
+    params: serde_json::Value,
+}
+
+/// Counts an open stream.
+struct OpenStream;
+
+impl OpenStream {
+    fn new() -> Self {
+        metrics::gauge!(Metric::ForwarderStreams.name()).increment(1.0);
+        Self
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        metrics::gauge!(Metric::ForwarderStreams.name()).decrement(1.0);
+    }
+}
+
+/// Hands one message to storage, in order; the returned future is its ack.
+fn put(
+    state: &Arc<State>,
+    device: DeviceId,
+    serial: u64,
+    message: Result<DecodedFlightData, FlightError>,
+) -> BoxFuture<'static, Result<Option<PutResult>, Status>> {
+    let queued = (|| {
+        let message = message.map_err(|e| Status::invalid_argument(format!("bad_ipc: {e}")))?;
+        let batch = match message.payload {
+            DecodedPayload::RecordBatch(batch) => batch,
+            DecodedPayload::Schema(_) | DecodedPayload::None => return Ok(None),
+        };
+        let header = PutHeader::from_bytes(&message.inner.app_metadata)
+            .map_err(|e| Status::invalid_argument(format!("bad_sequence: {e}")))?;
+        if header.rows() != batch.num_rows() as u64 {
+            return Err(Status::invalid_argument(format!(
+                "bad_sequence: the header numbers {} rows, the message has {}",
+                header.rows(),
+                batch.num_rows()
+            )));
+        }
+        let principal = state
+            .catalog
+            .device_principal(device, serial)
+            .ok_or_else(|| Status::permission_denied("forbidden: this device has been revoked"))?;
+        let scope = policy::to_write_stream(&principal, header.key.device)
+            .map_err(|e| status(Problem::from(e)))?;
+        let (database, table, refusals) = from_record_batch(&batch, &RowLimits::default())
+            .map_err(|e| Status::invalid_argument(format!("bad_batch: {e}")))?;
+        let request = WriteRequest {
+            tenant: scope.tenant(),
+            database,
+            origin: Origin::Stream(header.clone()),
+            tables: vec![table],
+        };
+        Ok(Some((header, refusals, state.engine.write(request))))
+    })();
+    async move {
+        let Some((header, mut refusals, write)) = queued? else { return Ok(None) };
+        let receipt = write.await.map_err(|e| status(Problem::from(e)))?;
+        let counted = refusals.len() as u64 + receipt.refused();
+        refusals.extend(receipt.refusals().iter().cloned());
+        let hi = receipt.watermark().unwrap_or(header.seq_hi);
+        let ack = PutAck::new(header.key, hi, receipt.duplicate(), refusals, counted);
+        Ok(Some(PutResult { app_metadata: ack.to_bytes().into() }))
+    }
+    .boxed()
+}
+
+#[tonic::async_trait]
+impl FlightService for Flight {
+    type HandshakeStream = BoxStream<'static, Result<HandshakeResponse, Status>>;
+    type ListFlightsStream = BoxStream<'static, Result<FlightInfo, Status>>;
+    type DoGetStream = BoxStream<'static, Result<FlightData, Status>>;
+    type DoPutStream = BoxStream<'static, Result<PutResult, Status>>;
+    type DoExchangeStream = BoxStream<'static, Result<FlightData, Status>>;
+    type DoActionStream = BoxStream<'static, Result<arrow_flight::Result, Status>>;
+    type ListActionsStream = BoxStream<'static, Result<ActionType, Status>>;
+
+    async fn handshake(
+        &self,
+        _: Request<Streaming<HandshakeRequest>>,
+    ) -> Result<Response<Self::HandshakeStream>, Status> {
+        unimplemented("Handshake")
+    }
+
+    async fn list_flights(
+        &self,
+        _: Request<Criteria>,
+    ) -> Result<Response<Self::ListFlightsStream>, Status> {
+        unimplemented("ListFlights")
+    }
+
+    async fn get_flight_info(
+        &self,
+        _: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        unimplemented("GetFlightInfo")
+    }
+
+    async fn poll_flight_info(
+        &self,
+        _: Request<FlightDescriptor>,
+    ) -> Result<Response<PollInfo>, Status> {
+        unimplemented("PollFlightInfo")
+    }
+
+    async fn get_schema(
+        &self,
+        _: Request<FlightDescriptor>,
+    ) -> Result<Response<SchemaResult>, Status> {
+        unimplemented("GetSchema")
+    }
+
+    async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        let principal = self.principal(&request)?;
+        let scope = policy::to_read(&principal).map_err(|e| status(Problem::from(e)))?;
+        let ticket: JsonTicket = serde_json::from_slice(&request.get_ref().ticket)
+            .map_err(|e| Status::invalid_argument(format!("bad_ticket: the ticket is not JSON with sql_query: {e}")))?;
+        if ticket.query_type.as_deref().is_some_and(|t| t != "sql") {
+            return Err(Status::invalid_argument("bad_ticket: only query_type `sql` is offered"));
+        }
+        let params = Params::from_json(ticket.params).map_err(|e| status(Problem::from(e)))?;
+        let database = ticket.database.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".into());
+        let answer = self
+            .state
+            .query
+            .run(scope, &database, &ticket.sql_query, params)
+            .await
+            .map_err(|e| status(Problem::from(e)))?;
+        let rows = answer.rows.map_err(|e| FlightError::Tonic(Box::new(status(Problem::from(e)))));
+        let stream = FlightDataEncoderBuilder::new()
+            .with_schema(answer.schema)
+            .build(rows)
+            .map_err(|e| match e {
+                FlightError::Tonic(status) => *status,
+                other => Status::internal(other.to_string()),
+            });
+        Ok(Response::new(stream.boxed()))
+    }
+
+    async fn do_put(
+        &self,
+        request: Request<Streaming<FlightData>>,
+    ) -> Result<Response<Self::DoPutStream>, Status> {
+        let Some((device, serial)) = request.extensions().get::<Peer>().and_then(|p| p.0) else {
+            // Who has a token but no certificate is somebody, but not a device.
+            self.principal(&request)?;
+            return Err(Status::permission_denied("forbidden: DoPut needs a device certificate"));
+        };
+        if self.state.catalog.device_principal(device, serial).is_none() {
+            return Err(status(Problem::unauthenticated()));
+        }
+        let state = Arc::clone(&self.state);
+        let open = OpenStream::new();
+        let messages = request.into_inner().map_err(|e| FlightError::Tonic(Box::new(e)));
+        let acks = FlightDataDecoder::new(messages)
+            .map(move |message| put(&state, device, serial, message))
+            .buffered(AHEAD)
+            .filter_map(move |ack| {
+                let _open = &open;
+                futures::future::ready(ack.transpose())
+            });
+        Ok(Response::new(until_error(acks.boxed())))
+    }
+
+    async fn do_exchange(
+        &self,
+        _: Request<Streaming<FlightData>>,
+    ) -> Result<Response<Self::DoExchangeStream>, Status> {
+        unimplemented("DoExchange")
+    }
+
+    async fn do_action(&self, _: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
+        unimplemented("DoAction")
+    }
+
+    async fn list_actions(
+        &self,
+        _: Request<Empty>,
+    ) -> Result<Response<Self::ListActionsStream>, Status> {
+        Ok(Response::new(futures::stream::empty().boxed()))
+    }
+}
+
+/// Ends the stream at its first error: rows after a failed message would leave a hole.
+fn until_error(
+    acks: BoxStream<'static, Result<PutResult, Status>>,
+) -> BoxStream<'static, Result<PutResult, Status>> {
+    acks.scan(false, |failed, ack| {
+        let go_on = !*failed;
+        *failed = ack.is_err();
+        futures::future::ready(go_on.then_some(ack))
+    })
+    .boxed()
+}

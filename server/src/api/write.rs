@@ -1,0 +1,250 @@
+//! Line protocol over HTTP, in the three shapes that InfluxDB clients speak.
+//!
+//! Each handler: authenticate, scope, admit, decode, parse, store, answer. Good rows are kept and
+//! bad ones named; an answer without an error means that every row is durable.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Query, State as Given},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use millrace_control::policy;
+use millrace_platform::metric::Metric;
+use millrace_protocol::{
+    batch::{Refusal, RowLimits},
+    ids::TenantId,
+    line::{self, LineOptions, Precision},
+};
+use millrace_storage::{Origin, WriteRequest};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Problem, Shared, State, auth::Caller};
+use crate::ingest::decode;
+
+/// Refused lines that an answer lists.
+const LISTED_MAX: usize = 100;
+
+/// Query parameters of all three endpoints; unknown ones are ignored, as clients expect.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Parameters {
+    db: Option<String>,
+    bucket: Option<String>,
+    precision: Option<String>,
+    #[serde(default)]
+    accept_partial: Option<String>,
+}
+
+/// What became of a body.
+struct Outcome {
+    kept: u64,
+    refused: u64,
+    listed: Vec<Refusal>,
+}
+
+async fn store(
+    state: &Arc<State>,
+    tenant: TenantId,
+    database: String,
+    precision: Option<&str>,
+    all_or_nothing: bool,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Result<Outcome, Problem> {
+    let precision = match precision {
+        None => Precision::Nanosecond,
+        Some(text) => text.parse().map_err(|_| {
+            let shown: String = text.chars().take(20).collect();
+            Problem::bad_request("bad_precision", format!("precision `{shown}` is unknown; use ns, us, ms or s"))
+        })?,
+    };
+    let encoding = headers.get(header::CONTENT_ENCODING).map(|v| v.to_str().unwrap_or("?").to_owned());
+    let wire = body.len();
+    // Text becomes columns of about its own size; a compressed body may become far more.
+    let reserve = if encoding.is_some() { decode::DECODED_BYTES_MAX.min(wire.saturating_mul(20)) } else { 2 * wire };
+    let _reserved = state
+        .admission
+        .reserve(reserve)
+        .ok_or_else(|| Problem::busy("too many bytes are being written at once; send this again"))?;
+    let options = LineOptions {
+        precision,
+        default_time_ns: state.clock.now_ns(),
+        limits: RowLimits::default(),
+        refusals_max: LISTED_MAX,
+    };
+    let (text, parsed) = tokio::task::spawn_blocking(move || {
+        let text = decode::decode(encoding.as_deref(), body)?;
+        let parsed = line::parse(&text, &options);
+        Ok::<_, decode::DecodeError>((text, parsed))
+    })
+    .await
+    .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the body could not be parsed"))?
+    .map_err(decode_problem)?;
+    metrics::counter!(Metric::IngestBytes.name(), "tenant" => tenant.to_string()).increment(wire as u64);
+    let mut outcome = Outcome { kept: 0, refused: parsed.refused, listed: parsed.refusals };
+    if parsed.tables.is_empty() || (all_or_nothing && parsed.refused > 0) {
+        return Ok(outcome);
+    }
+    let request = WriteRequest { tenant, database, origin: Origin::Plain, tables: parsed.tables };
+    let receipt = state.engine.write(request).await?;
+    outcome.kept = receipt.rows();
+    outcome.refused += receipt.refused();
+    for refusal in receipt.refusals().iter().take(LISTED_MAX.saturating_sub(outcome.listed.len())) {
+        outcome.listed.push(Refusal { raw: raw_line(&text, refusal.line), ..refusal.clone() });
+    }
+    outcome.listed.sort_by_key(|r| r.line);
+    Ok(outcome)
+}
+
+fn decode_problem(e: decode::DecodeError) -> Problem {
+    let (status, code) = match e {
+        decode::DecodeError::Encoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_encoding"),
+        decode::DecodeError::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+        decode::DecodeError::Corrupt(_) => (StatusCode::BAD_REQUEST, "bad_body"),
+    };
+    Problem::new(status, code, e.to_string())
+}
+
+/// Line `number` (from 1) of a body, cut to 256 characters.
+fn raw_line(text: &[u8], number: u32) -> String {
+    let line = text.split(|b| *b == b'\n').nth(number.saturating_sub(1) as usize).unwrap_or_default();
+    String::from_utf8_lossy(line).chars().take(256).collect()
+}
+
+fn first_sentence(outcome: &Outcome) -> String {
+    outcome.listed.first().map_or_else(String::new, |r| {
+        if r.column > 0 {
+            format!("line {}, column {}: {}", r.line, r.column, r.reason)
+        } else {
+            format!("line {}: {}", r.line, r.reason)
+        }
+    })
+}
+
+fn database_of(parameters: &Parameters) -> String {
+    let given = parameters.db.as_deref().or(parameters.bucket.as_deref());
+    given.filter(|d| !d.is_empty()).unwrap_or("default").to_owned()
+}
+
+/// `POST /api/v3/write_lp`: InfluxDB 3.
+pub(crate) async fn v3(
+    Given(state): Shared,
+    Caller(principal): Caller,
+    Query(parameters): Query<Parameters>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let scope = policy::to_write(&principal)?;
+    let partial = parameters.accept_partial.as_deref() != Some("false");
+    let precision = parameters.precision.as_deref().filter(|p| *p != "auto");
+    let database = database_of(&parameters);
+    let outcome =
+        store(&state, scope.tenant(), database, precision, !partial, &headers, body).await?;
+    if outcome.refused == 0 {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let error = if partial {
+        "partial write of line protocol occurred"
+    } else {
+        "parsing failed for write_lp endpoint"
+    };
+    let data: Vec<_> = outcome
+        .listed
+        .iter()
+        .map(|r| {
+            json!({
+                "original_line": r.raw,
+                "line_number": r.line,
+                "column": r.column,
+                "code": r.code,
+                "error_message": r.reason,
+            })
+        })
+        .collect();
+    let body = json!({
+        "error": error,
+        "code": "rows_refused",
+        "kept": outcome.kept,
+        "refused": outcome.refused,
+        "data": data,
+    });
+    Ok((StatusCode::BAD_REQUEST, Json(body)).into_response())
+}
+
+/// `POST /api/v2/write`: InfluxDB 2.
+pub(crate) async fn v2(
+    Given(state): Shared,
+    Caller(principal): Caller,
+    Query(parameters): Query<Parameters>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let answer = async {
+        let scope = policy::to_write(&principal)?;
+        let precision = parameters.precision.as_deref();
+        let database = database_of(&parameters);
+        store(&state, scope.tenant(), database, precision, false, &headers, body).await
+    };
+    match answer.await {
+        Ok(outcome) if outcome.refused == 0 => StatusCode::NO_CONTENT.into_response(),
+        Ok(outcome) => {
+            let message = format!(
+                "partial write: {} of {} lines were refused, the others are stored; first: {}",
+                outcome.refused,
+                outcome.refused + outcome.kept,
+                first_sentence(&outcome)
+            );
+            let line = outcome.listed.first().map_or(0, |r| r.line);
+            let body = json!({ "code": "invalid", "message": message, "line": line });
+            (StatusCode::BAD_REQUEST, Json(body)).into_response()
+        }
+        Err(problem) => {
+            let body = json!({ "code": v2_code(problem.status), "message": problem.detail });
+            problem.decorate((problem.status, Json(body)).into_response())
+        }
+    }
+}
+
+/// InfluxDB 2's own error codes.
+fn v2_code(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "unauthorized",
+        StatusCode::FORBIDDEN => "forbidden",
+        StatusCode::NOT_FOUND => "not found",
+        StatusCode::PAYLOAD_TOO_LARGE => "request too large",
+        StatusCode::TOO_MANY_REQUESTS => "too many requests",
+        s if s.is_server_error() => "unavailable",
+        _ => "invalid",
+    }
+}
+
+/// `POST /write`: InfluxDB 1.
+pub(crate) async fn v1(
+    Given(state): Shared,
+    Caller(principal): Caller,
+    Query(parameters): Query<Parameters>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let answer = async {
+        let scope = policy::to_write(&principal)?;
+        let precision = parameters.precision.as_deref();
+        let database = database_of(&parameters);
+        store(&state, scope.tenant(), database, precision, false, &headers, body).await
+    };
+    match answer.await {
+        Ok(outcome) if outcome.refused == 0 => StatusCode::NO_CONTENT.into_response(),
+        Ok(outcome) => {
+            let message = format!("partial write: {} dropped={}", first_sentence(&outcome), outcome.refused);
+            (StatusCode::BAD_REQUEST, Json(json!({ "error": message }))).into_response()
+        }
+        Err(problem) => {
+            let body = json!({ "error": problem.detail });
+            problem.decorate((problem.status, Json(body)).into_response())
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Tenants, tokens, devices, status: on a folder or on a running server.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use millrace_control::Principal;
+use serde_json::{Value, json};
+
+use super::{Failure, Remote, say};
+use crate::{api::admin, startup};
+
+/// A stopped server's folder, or a running server.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Target {
+    /// Data directory of a stopped server.
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
+    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    remote: Remote,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `millrace tenant …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Create a tenant and its keys.
+    Create {
+        /// 1 to 63 of a-z 0-9 -, beginning with a letter.
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List all tenants.
+    List {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// `millrace token …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Create a token; its text is shown once.
+    Create {
+        /// The tenant.
+        #[arg(long)]
+        tenant: String,
+        /// read, write, admin: separated by commas.
+        #[arg(long)]
+        scope: String,
+        /// A name for people.
+        #[arg(long, default_value = "")]
+        label: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List a tenant's tokens, without their texts.
+    List {
+        /// The tenant.
+        #[arg(long)]
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// End a token at once.
+    Revoke {
+        /// The token's id.
+        id: String,
+        /// The tenant.
+        #[arg(long)]
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// `millrace device …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Create a one-time claim code for a new device, good for 24 hours.
+    Claim {
+        /// The tenant.
+        #[arg(long)]
+        tenant: String,
+        /// A name for people.
+        #[arg(long, default_value = "")]
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List a tenant's devices.
+    List {
+        /// The tenant.
+        #[arg(long)]
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// End a device's rights at once.
+    Revoke {
+        /// The device's id.
+        id: String,
+        /// The tenant.
+        #[arg(long)]
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// `millrace status`
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    remote: Remote,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Target {
+    /// Does the work on the folder or on the server; gives JSON either way.
+    fn work(
+        &self,
+        local: impl FnOnce(&startup::Control) -> Result<Value, crate::api::Problem>,
+        remote: impl FnOnce(&super::client::Client) -> Result<Vec<u8>, Failure>,
+    ) -> Result<Value, Failure> {
+        match &self.data_dir {
+            Some(dir) => {
+                let control = startup::control(dir)?;
+                local(&control).map_err(|p| Failure(p.detail))
+            }
+            None if self.remote.url.is_some() => {
+                let body = remote(&self.remote.client()?)?;
+                if body.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&body)?) }
+            }
+            None => Err(Failure("name a stopped server's folder (--data-dir DIR) or a running server (--url URL)".into())),
+        }
+    }
+
+    fn print(&self, answer: &Value, human: impl FnOnce(&Value) -> String) {
+        say(&if self.json { answer.to_string() } else { human(answer) });
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn lines(value: &Value, one: impl Fn(&Value) -> String) -> String {
+    let all: Vec<String> = value.as_array().into_iter().flatten().map(one).collect();
+    if all.is_empty() { "none".to_owned() } else { all.join("\n") }
+}
+
+pub(crate) fn tenant(command: TenantCommand) -> Result<(), Failure> {
+    match command {
+        TenantCommand::Create { name, target } => {
+            let made = target.work(
+                |c| {
+                    admin::make_tenant(&c.catalog, &c.ledger, &Principal::Operator, &name)
+                        .map(|t| json!(t))
+                },
+                |c| c.post("/api/v1/tenants", &json!({ "name": name })),
+            )?;
+            target.print(&made, |m| format!("tenant {} ({})", text(m, "name"), text(m, "id")));
+        }
+        TenantCommand::List { target } => {
+            let all = target.work(
+                |c| admin::list_tenants(&c.catalog, &Principal::Operator),
+                |c| c.get("/api/v1/tenants"),
+            )?;
+            target.print(&all, |a| lines(a, |t| format!("{}  {}  plan {}", text(t, "id"), text(t, "name"), text(t, "plan"))));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn token(command: TokenCommand) -> Result<(), Failure> {
+    match command {
+        TokenCommand::Create { tenant, scope, label, target } => {
+            let names: Vec<&str> = scope.split(',').map(str::trim).collect();
+            let made = target.work(
+                |c| {
+                    let own = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
+                    admin::make_token(&c.catalog, own, scope.parse()?, &label)
+                },
+                |c| c.post("/api/v1/tokens", &json!({ "tenant": tenant, "scopes": names, "label": label })),
+            )?;
+            target.print(&made, |m| text(m, "token").to_owned());
+        }
+        TokenCommand::List { tenant, target } => {
+            let all = target.work(
+                |c| {
+                    let own = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
+                    Ok(admin::list_tokens(&c.catalog, own))
+                },
+                |c| c.get(&format!("/api/v1/tokens?tenant={tenant}")),
+            )?;
+            target.print(&all, |a| lines(a, |t| format!("{}  {}  {}", text(t, "id"), t.get("scopes").map(Value::to_string).unwrap_or_default(), text(t, "label"))));
+        }
+        TokenCommand::Revoke { id, tenant, target } => {
+            let done = target.work(
+                |c| {
+                    let own = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
+                    c.catalog.revoke_token(own, &id)?;
+                    Ok(json!({ "revoked": id }))
+                },
+                |c| c.delete(&format!("/api/v1/tokens/{id}?tenant={tenant}")).map(|()| Vec::new()),
+            )?;
+            target.print(&done, |_| format!("token {id} is revoked"));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn device(command: DeviceCommand) -> Result<(), Failure> {
+    match command {
+        DeviceCommand::Claim { tenant, name, target } => {
+            let made = target.work(
+                |c| {
+                    let own = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
+                    admin::make_claim(&c.catalog, own, &name)
+                },
+                |c| c.post("/api/v1/claims", &json!({ "tenant": tenant, "name": name })),
+            )?;
+            target.print(&made, |m| text(m, "code").to_owned());
+        }
+        DeviceCommand::List { tenant, target } => {
+            let all = target.work(
+                |c| {
+                    let own = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
+                    Ok(admin::list_devices(&c.catalog, own))
+                },
+                |c| c.get(&format!("/api/v1/devices?tenant={tenant}")),
+            )?;
+            target.print(&all, |a| {
+                lines(a, |d| {
+                    let revoked = d.get("revoked").and_then(Value::as_bool).unwrap_or(false);
+                    format!("{}  {}{}", text(d, "id"), text(d, "name"), if revoked { "  revoked" } else { "" })
+                })
+            });
+        }
+        DeviceCommand::Revoke { id, tenant, target } => {
+            let done = target.work(
+                |c| {
+                    let own = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
+                    let device = id.parse().map_err(|_| millrace_control::CatalogError::NotFound("device"))?;
+                    c.catalog.revoke_device(own, device)?;
+                    Ok(json!({ "revoked": id }))
+                },
+                |c| c.delete(&format!("/api/v1/devices/{id}?tenant={tenant}")).map(|()| Vec::new()),
+            )?;
+            target.print(&done, |_| format!("device {id} is revoked"));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn status(args: StatusArgs) -> Result<(), Failure> {
+    let body = args.remote.client()?.get("/api/v1/status")?;
+    let status: Value = serde_json::from_slice(&body)?;
+    if args.json {
+        say(&status.to_string());
+        return Ok(());
+    }
+    let number = |key: &str| status.get(key).map(Value::to_string).unwrap_or_default();
+    say(&format!(
+        "version        {}\nlog position   {}\nrows in memory {} ({} bytes)\nlog on disk    {} bytes",
+        text(&status, "version"),
+        number("lsn"),
+        number("memtable_rows"),
+        number("memtable_bytes"),
+        number("wal_bytes"),
+    ));
+    Ok(())
+}

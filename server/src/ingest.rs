@@ -1,0 +1,6 @@
+//! From a request body to stored rows: admit, decode, parse, store.
+
+pub mod admit;
+pub mod decode;
+
+pub use admit::Admission;

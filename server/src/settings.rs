@@ -1,0 +1,111 @@
+//! Settings: as given, and as resolved with every problem named at once.
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+};
+
+/// Settings as they come from the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RawSettings {
+    /// Folder that holds everything: keys, log, files, certificates. Made if missing.
+    #[arg(long, value_name = "DIR", env = "MILLRACE_DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// Address and port to listen on, TLS only; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8443")]
+    pub listen: String,
+    /// Server certificate chain, PEM; without it a development CA is made.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Memory for rows not yet in files, MiB (16 to 65536). A flush starts at a third of it.
+    #[arg(long, value_name = "MIB", default_value_t = 768)]
+    pub memtable_mib: usize,
+    /// Seconds that a query may run (1 to 3600).
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub query_timeout: u64,
+    /// Memory of one query, MiB (16 to 65536).
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    pub query_mib: usize,
+}
+
+/// Settings that fit together.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Certificate and key files, if given.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Bytes of memtables at most.
+    pub memtable_bytes: usize,
+    /// Seconds of a query at most.
+    pub query_timeout_s: u64,
+    /// Bytes of a query at most.
+    pub query_bytes: usize,
+}
+
+/// One thing that is wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("--{name}: {problem}")]
+pub struct SettingProblem {
+    /// The option.
+    pub name: &'static str,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+impl RawSettings {
+    /// Resolves, or names every problem.
+    pub fn resolve(self) -> Result<Settings, Vec<SettingProblem>> {
+        let mut problems = Vec::new();
+        let mut range = |name, value: u64, low: u64, high: u64| {
+            if !(low..=high).contains(&value) {
+                let problem = format!("{value} is not between {low} and {high}");
+                problems.push(SettingProblem { name, problem });
+            }
+        };
+        range("memtable-mib", self.memtable_mib as u64, 16, 65536);
+        range("query-timeout", self.query_timeout, 1, 3600);
+        range("query-mib", self.query_mib as u64, 16, 65536);
+        let listen = self.listen.to_socket_addrs().ok().and_then(|mut a| a.next());
+        if listen.is_none() {
+            let problem = format!("`{}` is not an address and port like 0.0.0.0:8443", self.listen);
+            problems.push(SettingProblem { name: "listen", problem });
+        }
+        match listen {
+            Some(listen) if problems.is_empty() => Ok(Settings {
+                data_dir: self.data_dir,
+                listen,
+                tls: self.tls_cert.zip(self.tls_key),
+                memtable_bytes: self.memtable_mib << 20,
+                query_timeout_s: self.query_timeout,
+                query_bytes: self.query_mib << 20,
+            }),
+            _ => Err(problems),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let raw = RawSettings {
+            data_dir: "d".into(),
+            listen: "nowhere".into(),
+            tls_cert: None,
+            tls_key: None,
+            memtable_mib: 1,
+            query_timeout: 0,
+            query_mib: 100,
+        };
+        let names: Vec<&str> = raw.resolve().unwrap_err().iter().map(|p| p.name).collect();
+        assert_eq!(names, ["memtable-mib", "query-timeout", "listen"]);
+    }
+}

@@ -1,0 +1,215 @@
+//! Components in dependency order, each in a short function, and the list that calls them.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use millrace_control::{Catalog, CatalogError};
+use millrace_crypto::{
+    key::TenantKeySource,
+    kms::{KmsError, local::LocalKeyFile},
+    ledger::{KeyLedger, LedgerError},
+};
+use millrace_platform::{
+    clock::{Clock, SystemClock},
+    disk::{Disk, DiskLock, RealDisk},
+    durable,
+    entropy::{Entropy, OsEntropy},
+    net::{Listener, TcpAcceptor},
+};
+use millrace_query::{QueryEngine, QueryLimits};
+use millrace_storage::{Engine, EngineConfig, EngineLimits, OpenError};
+use tokio::sync::watch;
+
+use crate::{api, ingest::Admission, listener, settings::Settings, tls};
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process has the folder.
+    #[error("{0} is in use by a running server; stop it, or use --url to talk to it")]
+    Locked(String),
+    /// A file or folder.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The root key.
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    /// The key ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The catalogue.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Storage.
+    #[error(transparent)]
+    Storage(#[from] OpenError),
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    /// Metrics.
+    #[error("metrics cannot be set up: {0}")]
+    Metrics(String),
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> StartError {
+    let what = what.into();
+    move |source| StartError::Io { what, source }
+}
+
+/// Keys and catalogue of a data directory: all that administration needs.
+#[derive(Debug)]
+pub struct Control {
+    pub disk: Arc<dyn Disk>,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
+    pub ledger: Arc<KeyLedger>,
+    pub catalog: Arc<Catalog>,
+    _lock: DiskLock,
+}
+
+/// Opens keys and catalogue and holds the directory's lock.
+pub fn control(dir: &Path) -> Result<Control, StartError> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
+    let keys_dir = dir.join("keys");
+    disk.create_dir_all(&keys_dir).map_err(io(dir.display().to_string()))?;
+    let lock = disk.lock_exclusive(&dir.join("lock")).map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => StartError::Locked(dir.display().to_string()),
+        _ => StartError::Io { what: dir.display().to_string(), source: e },
+    })?;
+    let provider =
+        LocalKeyFile::open(Arc::clone(&disk), Arc::clone(&entropy), &keys_dir.join("root.key"))?;
+    let ledger = Arc::new(KeyLedger::open(
+        Arc::clone(&disk),
+        Arc::clone(&entropy),
+        Arc::new(provider),
+        &keys_dir.join("ledger.json"),
+    )?);
+    let keys: Arc<dyn TenantKeySource> = Arc::clone(&ledger) as _;
+    let catalog = Arc::new(Catalog::open(
+        Arc::clone(&disk),
+        Arc::clone(&clock),
+        Arc::clone(&entropy),
+        keys,
+        &dir.join("control"),
+    )?);
+    ensure_operator_token(disk.as_ref(), &catalog, dir)?;
+    Ok(Control { disk, clock, entropy, ledger, catalog, _lock: lock })
+}
+
+/// Writes an operator token (mode 0600) at the first start.
+fn ensure_operator_token(disk: &dyn Disk, catalog: &Catalog, dir: &Path) -> Result<(), StartError> {
+    let path = dir.join("operator.token");
+    if disk.exists(&path).map_err(io(path.display().to_string()))? {
+        return Ok(());
+    }
+    let (_, secret) = catalog.create_operator_token("first start")?;
+    durable::replace(disk, &path, format!("{}\n", secret.reveal()).as_bytes())
+        .map_err(io(path.display().to_string()))
+}
+
+fn metrics() -> Result<PrometheusHandle, StartError> {
+    PrometheusBuilder::new().install_recorder().map_err(|e| StartError::Metrics(e.to_string()))
+}
+
+async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, StartError> {
+    let config = EngineConfig {
+        disk: Arc::clone(&control.disk),
+        clock: Arc::clone(&control.clock),
+        entropy: Arc::clone(&control.entropy),
+        dir: settings.data_dir.clone(),
+        keys: Arc::clone(&control.ledger) as _,
+        limits: EngineLimits {
+            flush_bytes: settings.memtable_bytes / 3,
+            memtable_bytes_max: settings.memtable_bytes,
+            ..EngineLimits::default()
+        },
+    };
+    let engine = Engine::open(config).await?;
+    let replay = engine.replay;
+    tracing::info!(
+        records = replay.applied,
+        rows = replay.rows,
+        duplicates = replay.duplicates,
+        "the log was replayed"
+    );
+    Ok(Arc::new(engine))
+}
+
+fn query(control: &Control, engine: &Arc<Engine>, settings: &Settings) -> Result<Arc<QueryEngine>, StartError> {
+    let limits = QueryLimits {
+        memory_bytes: settings.query_bytes,
+        timeout: Duration::from_secs(settings.query_timeout_s),
+        ..QueryLimits::default()
+    };
+    let query = QueryEngine::new(Arc::clone(engine), Arc::clone(&control.clock), limits)
+        .map_err(io("query threads"))?;
+    Ok(Arc::new(query))
+}
+
+/// Runs the server until a signal; `ready` is told the address once it listens.
+pub async fn run(settings: Settings, ready: impl FnOnce(std::net::SocketAddr)) -> Result<(), StartError> {
+    let control = control(&settings.data_dir)?;
+    let metrics = metrics()?;
+    let tls_dir = settings.data_dir.join("tls");
+    let (certificate, key) = match &settings.tls {
+        Some(files) => files.clone(),
+        None => {
+            tls::ensure_dev_certificate(control.disk.as_ref(), control.clock.as_ref(), &tls_dir)?;
+            (tls_dir.join("server.pem"), tls_dir.join("server.key"))
+        }
+    };
+    let tls = tls::server_config(
+        control.disk.as_ref(),
+        &certificate,
+        &key,
+        control.catalog.device_ca_pem(),
+    )?;
+    let engine = storage(&control, &settings).await?;
+    let query = query(&control, &engine, &settings)?;
+    let state = Arc::new(api::State {
+        clock: Arc::clone(&control.clock),
+        catalog: Arc::clone(&control.catalog),
+        ledger: Arc::clone(&control.ledger),
+        engine: Arc::clone(&engine),
+        query,
+        metrics,
+        admission: Admission::default(),
+    });
+    let acceptor = TcpAcceptor::bind(settings.listen)
+        .await
+        .map_err(io(format!("cannot listen on {}", settings.listen)))?;
+    ready(acceptor.local_addr().map_err(io("the listener's address"))?);
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        signal().await;
+        tracing::info!("stopping: open requests may end, then rows are flushed");
+        drop(stop.send(true));
+    });
+    let router = api::router(Arc::clone(&state));
+    listener::serve(Box::new(acceptor), tls, router, Arc::clone(&control.clock), stopped).await;
+    drop(state);
+    let closed = tokio::task::spawn_blocking(move || engine.close()).await;
+    if closed.is_err() {
+        tracing::error!("the engine did not close in order; the next start replays the log");
+    }
+    Ok(())
+}
+
+/// Ready at Ctrl-C or SIGTERM.
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        },
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
+}
