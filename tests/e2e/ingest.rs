@@ -28,18 +28,16 @@ fn d4_a_bad_line_is_named_and_the_good_ones_are_kept() {
 #[test]
 fn d4_the_older_write_endpoints_say_it_in_their_own_shape() {
     let (_world, client) = World::with_tenant();
-    for path in
-        ["/api/v2/write?bucket=default&org=any&precision=ns", "/write?db=default&precision=ns"]
-    {
-        let body = format!("m v=1 {NEW_YEAR_NS}\nm v= {NEW_YEAR_NS}\n");
+    let body = format!("m v=1 {NEW_YEAR_NS}\nm v= {NEW_YEAR_NS}\n");
+    let second = "/api/v2/write?bucket=default&org=any&precision=ns";
+    for (path, member) in [(second, "message"), ("/write?db=default&precision=ns", "error")] {
         let answer = client.post(path, &[], body.as_bytes());
         assert_eq!(answer.status, 400, "{path}: {}", answer.text());
-        let json = answer.json();
-        assert!(
-            json["code"].is_string() && json["message"].as_str().unwrap().contains("line 2"),
-            "{json}"
-        );
+        let said = answer.json()[member].as_str().unwrap_or_default().to_owned();
+        assert!(said.contains("line 2"), "{path}: {}", answer.text());
     }
+    assert_eq!(client.post(second, &[], body.as_bytes()).json()["code"], "invalid");
+    assert_eq!(client.number(DB, "SELECT count(*) AS n FROM m"), 1);
 }
 
 #[test]
