@@ -1,1 +1,14 @@
-//! millrace-edge.
+//! `millrace-edge`: streams machine data to a Millrace server, exactly once, through a sealed
+//! queue that survives power cuts.
+//!
+//! Owns: identity, queue, sources, uplink. Never: opens a listening socket; sends a row that is
+//! not durable in its queue; forgets a row that the server has not acknowledged.
+
+pub mod cli;
+mod gap;
+mod identity;
+mod queue;
+mod source;
+mod status;
+mod supervisor;
+mod uplink;

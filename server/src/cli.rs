@@ -55,6 +55,16 @@ enum Command {
     /// Show a running server's figures.
     #[command(after_help = "Example:\n  millrace status --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token")]
     Status(manage::StatusArgs),
+    /// Start everything on this machine and show an answer: server, tenant, forwarder, SQL.
+    #[command(after_help = "Example:\n  millrace demo --for 30s")]
+    Demo(crate::demo::DemoArgs),
+    /// The forwarder, for the demo's own use.
+    #[command(hide = true, disable_help_flag = true)]
+    Edge {
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Print a shell completion script.
     Completions {
         /// For which shell.
@@ -96,6 +106,8 @@ pub fn main() -> ExitCode {
         Command::Device { command } => manage::device(command),
         Command::Sql(args) => sql::run(args),
         Command::Status(args) => manage::status(args),
+        Command::Demo(args) => crate::demo::run(args),
+        Command::Edge { args } => return millrace_edge::cli::run_from(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "millrace", &mut std::io::stdout());
             Ok(())

@@ -5,6 +5,7 @@
 
 mod api;
 pub mod cli;
+mod demo;
 mod ingest;
 mod listener;
 mod settings;

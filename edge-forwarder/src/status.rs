@@ -1,0 +1,47 @@
+//! What the forwarder says about itself: a local file, replaced atomically. No socket.
+
+use std::{collections::BTreeMap, path::Path};
+
+use millrace_platform::{
+    disk::{Disk, read_file},
+    durable,
+};
+use serde::{Deserialize, Serialize};
+
+/// The file's name in the data directory.
+pub const FILE: &str = "status.json";
+
+/// The forwarder's state.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// When it was written, ns since the Unix epoch.
+    pub time_ns: i64,
+    /// Whether the server answers.
+    pub connected: bool,
+    /// The last thing that went wrong with the server.
+    pub last_error: Option<String>,
+    /// Rows acknowledged by the server, ever.
+    pub rows_acked: u64,
+    /// The same per stream.
+    pub streams: BTreeMap<String, u64>,
+    /// Rows queued since the start, and found in the queue then.
+    pub rows_queued: u64,
+    /// Frames sent and not yet acknowledged.
+    pub frames_in_flight: usize,
+    /// Bytes of the queue on disk.
+    pub queue_bytes: u64,
+    /// Sources and how often each was restarted.
+    pub sources: BTreeMap<String, u64>,
+}
+
+/// Writes the file.
+pub fn write(disk: &dyn Disk, dir: &Path, status: &Status) -> std::io::Result<()> {
+    let json = serde_json::to_vec_pretty(status).map_err(std::io::Error::other)?;
+    durable::replace(disk, &dir.join(FILE), &json)
+}
+
+/// Reads the file.
+pub fn read(disk: &dyn Disk, dir: &Path) -> std::io::Result<Status> {
+    let bytes = read_file(disk, &dir.join(FILE), 1 << 20)?;
+    serde_json::from_slice(&bytes).map_err(std::io::Error::other)
+}
