@@ -8,7 +8,10 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use crate::value::{FieldType, FieldValues};
+use crate::{
+    name::NAME_BYTES_MAX,
+    value::{FieldType, FieldValues},
+};
 
 /// Rows of one batch at most.
 pub const ROWS_MAX: usize = 16 << 20;
@@ -283,7 +286,13 @@ impl TableBatch {
             return fail(format!("{rows} rows of {} fields are too many", self.fields.len()));
         }
         let mut seen = BTreeSet::new();
+        if self.table.len() > NAME_BYTES_MAX {
+            return fail("its name is too long".to_owned());
+        }
         for f in &self.fields {
+            if f.name.len() > NAME_BYTES_MAX {
+                return fail(format!("the name of a field has {} bytes", f.name.len()));
+            }
             if f.values.len() != rows || f.present.len() != rows {
                 return fail(format!(
                     "field `{}` has {} values for {rows} rows",

@@ -1,32 +1,48 @@
 //! The compact form of a [`TableBatch`]: the body of a log record and of a queue frame.
 //!
-//! Layout (little endian):
+//! Owns: the layout, described for readers with an example in docs/formats/batch.md.
+//! Never: takes memory that the bytes do not vouch for: every length is checked against what is
+//! left, and columns that take no bytes per row are bounded by [`REPEATED_ROWS_MAX`].
+//! Layout, all little endian:
 //! ```text
 //! u8  version = 1
 //! u16 length + table name
 //! u32 rows
-//! integers: row times        (see below)
-//! integers: series index of each row
-//! integers: line of each row
+//! integers: row times; series index of each row; line of each row
 //! u32 series, each u32 length + canonical tags
 //! u16 fields, each: u16 length + name, u8 type code, presence, values
 //! presence: u8 0 = all rows, or 1 then one bit per row, u64 words, least significant first
 //! values: f64 8 bytes each; i64, u64 as integers; bool one bit per row as u64 words;
-//!         text: integers (lengths), u32 total, bytes
-//! integers: u8 width w in {0, 1, 2, 4, 8}, i64 or u64 base (8 bytes), rows x w bytes of
-//!           (value - base); w 0 means all equal
+//!         text: integers (length of each), u32 total, bytes
+//! integers: u8 width + 16 * unit, 8 bytes base, then by width
+//!           0: nothing, all are the base; 15: nothing, each is one more than the one before;
+//!           1, 2, 4, 8: that many bytes per row, value = base + bytes * [1, 1e3, 1e6, 1e9][unit]
 //! ```
-//! Frame of reference keeps a TSBS row near 12 bytes and costs a pass over each column.
-//! Validity: every length is checked against what is left before memory is taken; the decoded
-//! batch passes [`TableBatch::check`]; trailing bytes are an error.
+//! Frame of reference keeps a TSBS row near 12 bytes and costs a pass over each column; units
+//! exist because times are mostly whole seconds or milliseconds.
+//! Validity: the decoded batch passes [`TableBatch::check`]; trailing bytes are an error.
 //! Evolution: a new layout takes a new version; old versions stay readable.
 
 use crate::{
-    batch::{FieldColumn, Presence, SeriesKey, TableBatch},
+    batch::{CELLS_MAX, FieldColumn, Presence, ROWS_MAX, SeriesKey, TableBatch},
     value::{FieldType, FieldValues, Texts},
 };
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 const VERSION: u8 = 1;
+
+/// Widths that stand for columns without bytes of their own.
+const EQUAL: u8 = 0;
+const COUNTING: u8 = 15;
+
+/// What the bytes of a column may count; the index is the unit's number.
+const UNITS: [u64; 4] = [1, 1_000, 1_000_000, 1_000_000_000];
+
+/// Most rows of a column without bytes of its own. Beyond it one byte per row is spent, so that
+/// a few bytes never unfold to more than 512 KiB.
+pub const REPEATED_ROWS_MAX: usize = 64 * 1024;
 
 /// Bytes that are no valid batch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,63 +61,114 @@ pub enum FrameError {
     Trailing(usize),
 }
 
-fn put_ints(out: &mut Vec<u8>, values: impl Iterator<Item = u64> + Clone, base: u64) {
-    let widest = values.clone().map(|v| v.wrapping_sub(base)).max().unwrap_or(0);
+/// Writes integers less `base`, counted in `unit`, which divides all differences.
+fn put_ints<T>(out: &mut Vec<u8>, values: &[T], bits: impl Fn(&T) -> u64, base: u64, unit: u8) {
+    let offset = |v: &T| bits(v).wrapping_sub(base);
+    // Constants, so that no real division is needed.
+    let scaled = |v: &T| match unit {
+        0 => offset(v),
+        1 => offset(v) / UNITS[1],
+        2 => offset(v) / UNITS[2],
+        _ => offset(v) / UNITS[3],
+    };
+    let widest = values.iter().map(scaled).max().unwrap_or(0);
+    let free = values.len() <= REPEATED_ROWS_MAX;
+    let counting = || (0u64..).zip(values).all(|(i, v)| scaled(v) == i);
     let width: u8 = match widest {
-        0 => 0,
-        1..=0xff => 1,
+        0 if free => EQUAL,
+        _ if free && widest == (values.len() as u64).wrapping_sub(1) && counting() => COUNTING,
+        0..=0xff => 1,
         0x100..=0xffff => 2,
         0x1_0000..=0xffff_ffff => 4,
         _ => 8,
     };
-    out.push(width);
+    out.push(width | unit << 4);
     out.extend_from_slice(&base.to_le_bytes());
     match width {
-        0 => {}
-        1 => out.extend(values.map(|v| v.wrapping_sub(base) as u8)),
-        2 => {
-            values.for_each(|v| out.extend_from_slice(&(v.wrapping_sub(base) as u16).to_le_bytes()))
-        }
-        4 => {
-            values.for_each(|v| out.extend_from_slice(&(v.wrapping_sub(base) as u32).to_le_bytes()))
-        }
-        _ => values.for_each(|v| out.extend_from_slice(&v.wrapping_sub(base).to_le_bytes())),
+        1 => out.extend(values.iter().map(|v| scaled(v) as u8)),
+        2 => put_each(out, values, |v| (scaled(v) as u16).to_le_bytes()),
+        4 => put_each(out, values, |v| (scaled(v) as u32).to_le_bytes()),
+        8 => put_each(out, values, |v| scaled(v).to_le_bytes()),
+        _ => {}
+    }
+}
+
+/// Writes `N` bytes per value, in one go.
+fn put_each<T, const N: usize>(out: &mut Vec<u8>, values: &[T], bytes: impl Fn(&T) -> [u8; N]) {
+    let start = out.len();
+    out.resize(start + N * values.len(), 0);
+    let room = out.get_mut(start..).unwrap_or_default().as_chunks_mut::<N>().0;
+    for (to, value) in room.iter_mut().zip(values) {
+        *to = bytes(value);
     }
 }
 
 fn put_i64s(out: &mut Vec<u8>, values: &[i64]) {
     let base = values.iter().copied().min().unwrap_or(0);
-    put_ints(out, values.iter().map(|v| *v as u64), base as u64);
+    put_ints(out, values, |v| *v as u64, base as u64, 0);
 }
 
 fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
     let base = values.iter().copied().min().unwrap_or(0);
-    put_ints(out, values.iter().copied(), base);
+    put_ints(out, values, |v| *v, base, 0);
 }
 
 fn put_u32s(out: &mut Vec<u8>, values: &[u32]) {
     let base = values.iter().copied().min().unwrap_or(0);
-    put_ints(out, values.iter().map(|v| u64::from(*v)), u64::from(base));
+    put_ints(out, values, |v| u64::from(*v), u64::from(base), 0);
+}
+
+fn put_times(out: &mut Vec<u8>, times: &[i64]) {
+    let base = times.iter().copied().min().unwrap_or(0) as u64;
+    let whole =
+        |unit: u64| times.iter().all(|t| (*t as u64).wrapping_sub(base).is_multiple_of(unit));
+    let unit = match () {
+        () if whole(UNITS[3]) => 3,
+        () if whole(UNITS[2]) => 2,
+        () if whole(UNITS[1]) => 1,
+        () => 0,
+    };
+    put_ints(out, times, |t| *t as u64, base, unit);
 }
 
 fn put_name(out: &mut Vec<u8>, name: &str) {
-    // Names are capped at 64 KiB - 1 by every decoder of outside input.
+    // `TableBatch::check` bounds names to NAME_BYTES_MAX.
     out.extend_from_slice(&(name.len() as u16).to_le_bytes());
     out.extend_from_slice(name.as_bytes());
 }
 
 fn put_words(out: &mut Vec<u8>, words: &[u64]) {
-    for word in words {
-        out.extend_from_slice(&word.to_le_bytes());
+    put_each(out, words, |word| word.to_le_bytes());
+}
+
+fn put_values(out: &mut Vec<u8>, values: &FieldValues) {
+    match values {
+        FieldValues::F64(v) => put_each(out, v, |v| v.to_le_bytes()),
+        FieldValues::I64(v) => put_i64s(out, v),
+        FieldValues::U64(v) => put_u64s(out, v),
+        FieldValues::Bool(v) => {
+            for bits in v.chunks(64) {
+                let word = bits.iter().enumerate().fold(0u64, |w, (i, b)| w | u64::from(*b) << i);
+                out.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+        FieldValues::Utf8(texts) => {
+            let starts = std::iter::once(&0).chain(&texts.ends);
+            let length = |(end, start): (&u32, &u32)| end.saturating_sub(*start);
+            let lengths: Vec<u32> = texts.ends.iter().zip(starts).map(length).collect();
+            put_u32s(out, &lengths);
+            out.extend_from_slice(&(texts.bytes.len() as u32).to_le_bytes());
+            out.extend_from_slice(&texts.bytes);
+        }
     }
 }
 
-/// Encodes onto the end of `out`.
+/// Encodes a consistent batch onto the end of `out`.
 pub fn encode_batch(batch: &TableBatch, out: &mut Vec<u8>) {
     out.push(VERSION);
     put_name(out, &batch.table);
     out.extend_from_slice(&(batch.rows() as u32).to_le_bytes());
-    put_i64s(out, &batch.time);
+    put_times(out, &batch.time);
     put_u32s(out, &batch.series);
     put_u32s(out, &batch.line);
     out.extend_from_slice(&(batch.series_keys.len() as u32).to_le_bytes());
@@ -119,36 +186,11 @@ pub fn encode_batch(batch: &TableBatch, out: &mut Vec<u8>) {
             out.push(1);
             put_words(out, field.present.words());
         }
-        match &field.values {
-            FieldValues::F64(v) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
-            FieldValues::I64(v) => put_i64s(out, v),
-            FieldValues::U64(v) => put_u64s(out, v),
-            FieldValues::Bool(v) => {
-                for bits in v.chunks(64) {
-                    let word =
-                        bits.iter().enumerate().fold(0u64, |w, (i, b)| w | u64::from(*b) << i);
-                    out.extend_from_slice(&word.to_le_bytes());
-                }
-            }
-            FieldValues::Utf8(texts) => {
-                let mut start = 0;
-                let lengths: Vec<u32> = texts
-                    .ends
-                    .iter()
-                    .map(|end| {
-                        let len = end - start;
-                        start = *end;
-                        len
-                    })
-                    .collect();
-                put_u32s(out, &lengths);
-                out.extend_from_slice(&(texts.bytes.len() as u32).to_le_bytes());
-                out.extend_from_slice(&texts.bytes);
-            }
-        }
+        put_values(out, &field.values);
     }
 }
 
+/// What is left to read.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -159,9 +201,9 @@ impl<'a> Reader<'a> {
     }
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], FrameError> {
-        let mut out = [0; N];
-        out.copy_from_slice(self.take(N, what)?);
-        Ok(out)
+        let (head, rest) = self.0.split_first_chunk().ok_or(FrameError::Short(what))?;
+        self.0 = rest;
+        Ok(*head)
     }
 
     fn u8(&mut self, what: &'static str) -> Result<u8, FrameError> {
@@ -180,56 +222,76 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.take(n, what)?).map_err(|_| FrameError::Invalid("text: not UTF-8"))
     }
 
-    fn ints<T>(
+    /// `rows` chunks of `N` bytes.
+    fn chunks<const N: usize>(
         &mut self,
         rows: usize,
         what: &'static str,
-        each: impl Fn(u64) -> T,
+    ) -> Result<&'a [[u8; N]], FrameError> {
+        let bytes = rows.checked_mul(N).ok_or(FrameError::Short(what))?;
+        Ok(self.take(bytes, what)?.as_chunks::<N>().0)
+    }
+
+    fn ints<T: Clone>(
+        &mut self,
+        rows: usize,
+        what: &'static str,
+        mut each: impl FnMut(u64) -> T,
     ) -> Result<Vec<T>, FrameError> {
-        let width = self.u8(what)? as usize;
+        let shape = self.u8(what)?;
         let base = u64::from_le_bytes(self.array(what)?);
-        if width == 0 {
-            return Ok((0..rows).map(|_| each(base)).collect());
-        }
-        let len = rows.checked_mul(width).ok_or(FrameError::Short(what))?;
-        let body = self.take(len, what)?;
+        let (width, unit) = (shape & 15, shape >> 4);
+        let unit = *UNITS.get(usize::from(unit)).ok_or(FrameError::Invalid("integer unit"))?;
+        let free = rows <= REPEATED_ROWS_MAX;
+        let mut value = |offset: u64| each(base.wrapping_add(offset.wrapping_mul(unit)));
         Ok(match width {
-            1 => body.iter().map(|b| each(base.wrapping_add(u64::from(*b)))).collect(),
-            2 => body
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|c| each(base.wrapping_add(u64::from(u16::from_le_bytes(*c)))))
-                .collect(),
-            4 => body
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|c| each(base.wrapping_add(u64::from(u32::from_le_bytes(*c)))))
-                .collect(),
-            8 => body
-                .as_chunks::<8>()
-                .0
-                .iter()
-                .map(|c| each(base.wrapping_add(u64::from_le_bytes(*c))))
-                .collect(),
+            EQUAL if free => vec![value(0); rows],
+            COUNTING if free => (0..rows as u64).map(value).collect(),
+            1 => self.take(rows, what)?.iter().map(|b| value(u64::from(*b))).collect(),
+            2 => {
+                let chunks = self.chunks::<2>(rows, what)?;
+                chunks.iter().map(|c| value(u64::from(u16::from_le_bytes(*c)))).collect()
+            }
+            4 => {
+                let chunks = self.chunks::<4>(rows, what)?;
+                chunks.iter().map(|c| value(u64::from(u32::from_le_bytes(*c)))).collect()
+            }
+            8 => {
+                let chunks = self.chunks::<8>(rows, what)?;
+                chunks.iter().map(|c| value(u64::from_le_bytes(*c))).collect()
+            }
             _ => return Err(FrameError::Invalid("integer width")),
         })
     }
 
+    fn u32s(&mut self, rows: usize, what: &'static str) -> Result<Vec<u32>, FrameError> {
+        let mut high = 0;
+        let values = self.ints(rows, what, |v| {
+            high |= v >> 32;
+            v as u32
+        })?;
+        if high == 0 { Ok(values) } else { Err(FrameError::Invalid("32-bit number")) }
+    }
+
     fn words(&mut self, rows: usize, what: &'static str) -> Result<Vec<u64>, FrameError> {
-        let body = self.take(rows.div_ceil(64) * 8, what)?;
-        Ok(body.as_chunks::<8>().0.iter().map(|c| u64::from_le_bytes(*c)).collect())
+        let chunks = self.chunks::<8>(rows.div_ceil(64), what)?;
+        Ok(chunks.iter().map(|c| u64::from_le_bytes(*c)).collect())
+    }
+
+    fn presence(&mut self, rows: usize) -> Result<Presence, FrameError> {
+        let invalid = FrameError::Invalid("presence");
+        match self.u8("presence")? {
+            0 => Ok(Presence::full(rows)),
+            1 => Presence::from_words(self.words(rows, "presence")?, rows).ok_or(invalid),
+            _ => Err(invalid),
+        }
     }
 
     fn values(&mut self, ty: FieldType, rows: usize) -> Result<FieldValues, FrameError> {
         Ok(match ty {
             FieldType::F64 => {
-                let len = rows.checked_mul(8).ok_or(FrameError::Short("floats"))?;
-                let body = self.take(len, "floats")?;
-                FieldValues::F64(
-                    body.as_chunks::<8>().0.iter().map(|c| f64::from_le_bytes(*c)).collect(),
-                )
+                let chunks = self.chunks::<8>(rows, "floats")?;
+                FieldValues::F64(chunks.iter().map(|c| f64::from_le_bytes(*c)).collect())
             }
             FieldType::I64 => FieldValues::I64(self.ints(rows, "integers", |v| v as i64)?),
             FieldType::U64 => FieldValues::U64(self.ints(rows, "integers", |v| v)?),
@@ -238,36 +300,50 @@ impl<'a> Reader<'a> {
                 let bit = |i: usize| words.get(i / 64).is_some_and(|w| w >> (i % 64) & 1 == 1);
                 FieldValues::Bool((0..rows).map(bit).collect())
             }
-            FieldType::Utf8 => {
-                let lengths = self.ints(rows, "text lengths", |v| v)?;
-                let total = self.u32("text")? as usize;
-                let bytes = self.text(total, "text")?;
-                let mut ends = Vec::with_capacity(lengths.len());
-                let mut end = 0u64;
-                for len in lengths {
-                    end = end.checked_add(len).ok_or(FrameError::Invalid("text length"))?;
-                    let at =
-                        usize::try_from(end).map_err(|_| FrameError::Invalid("text length"))?;
-                    if !bytes.is_char_boundary(at) {
-                        return Err(FrameError::Invalid("text length"));
-                    }
-                    ends.push(u32::try_from(end).map_err(|_| FrameError::Invalid("text length"))?);
-                }
-                if end != total as u64 {
-                    return Err(FrameError::Invalid("text length"));
-                }
-                FieldValues::Utf8(Texts { ends, bytes: bytes.as_bytes().to_vec() })
-            }
+            FieldType::Utf8 => FieldValues::Utf8(self.texts(rows)?),
         })
     }
-}
 
-fn narrow(values: Vec<u64>, what: &'static str) -> Result<Vec<u32>, FrameError> {
-    values.into_iter().map(|v| u32::try_from(v).map_err(|_| FrameError::Invalid(what))).collect()
-}
+    fn texts(&mut self, rows: usize) -> Result<Texts, FrameError> {
+        let mut ends = self.u32s(rows, "text lengths")?;
+        let total = self.u32("text")?;
+        let bytes = self.text(total as usize, "text")?;
+        let mut end = 0u32;
+        for slot in &mut ends {
+            end = end.checked_add(*slot).ok_or(FrameError::Invalid("text length"))?;
+            if !bytes.is_char_boundary(end as usize) {
+                return Err(FrameError::Invalid("text length"));
+            }
+            *slot = end;
+        }
+        if end != total {
+            return Err(FrameError::Invalid("text length"));
+        }
+        Ok(Texts { ends, bytes: bytes.as_bytes().to_vec() })
+    }
 
-/// Rows of one batch at most; a column of equal values takes no bytes, so a count needs a bound.
-pub const ROWS_MAX: usize = 16 << 20;
+    fn series_keys(&mut self) -> Result<Vec<SeriesKey>, FrameError> {
+        let count = self.u32("series")? as usize;
+        // Each takes at least its length.
+        let mut keys = Vec::with_capacity(count.min(self.0.len() / 4));
+        for _ in 0..count {
+            let len = self.u32("tags")? as usize;
+            let key = SeriesKey::from_bytes(self.take(len, "tags")?);
+            keys.push(key.ok_or(FrameError::Invalid("tag set"))?);
+        }
+        Ok(keys)
+    }
+
+    fn field(&mut self, rows: usize) -> Result<FieldColumn, FrameError> {
+        let len = self.u16("field name")? as usize;
+        let name = self.text(len, "field name")?.to_owned();
+        let ty = FieldType::from_code(self.u8("field type")?);
+        let ty = ty.ok_or(FrameError::Invalid("field type"))?;
+        let present = self.presence(rows)?;
+        let values = self.values(ty, rows)?;
+        Ok(FieldColumn { name, values, present })
+    }
+}
 
 /// Decodes a whole batch.
 pub fn decode_batch(bytes: &[u8]) -> Result<TableBatch, FrameError> {
@@ -283,31 +359,16 @@ pub fn decode_batch(bytes: &[u8]) -> Result<TableBatch, FrameError> {
         return Err(FrameError::Invalid("row count"));
     }
     let time = r.ints(rows, "times", |v| v as i64)?;
-    let series = narrow(r.ints(rows, "series", |v| v)?, "series index")?;
-    let line = narrow(r.ints(rows, "lines", |v| v)?, "line")?;
-    let count = r.u32("series")?;
-    let mut series_keys = Vec::new();
-    for _ in 0..count {
-        let len = r.u32("tags")? as usize;
-        let key =
-            SeriesKey::from_bytes(r.take(len, "tags")?).ok_or(FrameError::Invalid("tag set"))?;
-        series_keys.push(key);
+    let series = r.u32s(rows, "series")?;
+    let line = r.u32s(rows, "lines")?;
+    let series_keys = r.series_keys()?;
+    let count = usize::from(r.u16("fields")?);
+    if rows.saturating_mul(count) > CELLS_MAX {
+        return Err(FrameError::Invalid("number of fields"));
     }
-    let count = r.u16("fields")?;
     let mut fields = Vec::new();
     for _ in 0..count {
-        let len = r.u16("field name")? as usize;
-        let name = r.text(len, "field name")?.to_owned();
-        let ty =
-            FieldType::from_code(r.u8("field type")?).ok_or(FrameError::Invalid("field type"))?;
-        let present = match r.u8("presence")? {
-            0 => Presence::full(rows),
-            1 => Presence::from_words(r.words(rows, "presence")?, rows)
-                .ok_or(FrameError::Invalid("presence"))?,
-            _ => return Err(FrameError::Invalid("presence")),
-        };
-        let values = r.values(ty, rows)?;
-        fields.push(FieldColumn { name, values, present });
+        fields.push(r.field(rows)?);
     }
     if !r.0.is_empty() {
         return Err(FrameError::Trailing(r.0.len()));
@@ -315,74 +376,4 @@ pub fn decode_batch(bytes: &[u8]) -> Result<TableBatch, FrameError> {
     let batch = TableBatch { table, time, series, series_keys, fields, line };
     batch.check().map_err(|_| FrameError::Invalid("combination of columns"))?;
     Ok(batch)
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn batch() -> impl Strategy<Value = TableBatch> {
-        let row = (
-            any::<i64>(),
-            0u32..3,
-            proptest::option::of(any::<i32>().prop_map(f64::from)),
-            proptest::option::of(any::<i64>()),
-            proptest::option::of(any::<u64>()),
-            proptest::option::of(any::<bool>()),
-            proptest::option::of("[a-zé]{0,5}"),
-        );
-        proptest::collection::vec(row, 0..150).prop_map(|rows| {
-            let types =
-                [FieldType::F64, FieldType::I64, FieldType::U64, FieldType::Bool, FieldType::Utf8];
-            let mut batch = TableBatch {
-                table: "t".into(),
-                series_keys: ["a", "b", "c"]
-                    .iter()
-                    .map(|h| SeriesKey::from_sorted([("host", *h)]))
-                    .collect(),
-                fields: types.iter().map(|t| FieldColumn::new(t.name(), *t)).collect(),
-                ..TableBatch::default()
-            };
-            for (line, (time, series, f, i, u, b, s)) in (1..).zip(rows) {
-                batch.time.push(time);
-                batch.series.push(series);
-                batch.line.push(line);
-                let there = [f.is_some(), i.is_some(), u.is_some(), b.is_some(), s.is_some()];
-                for (field, present) in batch.fields.iter_mut().zip(there) {
-                    match &mut field.values {
-                        FieldValues::F64(v) => v.push(f.unwrap_or(0.0)),
-                        FieldValues::I64(v) => v.push(i.unwrap_or(0)),
-                        FieldValues::U64(v) => v.push(u.unwrap_or(0)),
-                        FieldValues::Bool(v) => v.push(b.unwrap_or(false)),
-                        FieldValues::Utf8(v) => v.push(s.as_deref().unwrap_or("")),
-                    }
-                    field.present.push(present);
-                }
-            }
-            batch
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn a_batch_comes_back(batch in batch()) {
-            let mut bytes = Vec::new();
-            encode_batch(&batch, &mut bytes);
-            prop_assert_eq!(decode_batch(&bytes).unwrap(), batch);
-        }
-
-        #[test]
-        fn damaged_bytes_are_an_error_or_a_consistent_batch(batch in batch(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
-            let mut bytes = Vec::new();
-            encode_batch(&batch, &mut bytes);
-            let at = at.index(bytes.len());
-            prop_assert!(decode_batch(&bytes[..at]).is_err());
-            bytes[at] ^= 1 << bit;
-            if let Ok(batch) = decode_batch(&bytes) {
-                prop_assert!(batch.check().is_ok());
-            }
-        }
-    }
 }

@@ -35,6 +35,8 @@ mod table;
 mod write;
 
 #[cfg(test)]
+mod corpus;
+#[cfg(test)]
 mod oracle;
 #[cfg(test)]
 mod tests;

@@ -109,9 +109,9 @@ impl PutHeader {
         Ok(Self { key, seq_lo, seq_hi })
     }
 
-    /// Rows numbered.
+    /// Rows numbered; what [`Self::from_bytes`] lets in has at least one.
     pub fn rows(&self) -> u64 {
-        self.seq_hi.0 - self.seq_lo.0 + 1
+        self.seq_hi.0.saturating_sub(self.seq_lo.0).saturating_add(1)
     }
 }
 
@@ -145,6 +145,28 @@ impl PutAck {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_examples_of_the_page_are_what_the_code_reads_and_writes() {
+        let page = include_str!("../../../docs/formats/stream.md");
+        let block =
+            |kind: &str| page.split(kind).nth(1).and_then(|b| b.split("```").next()).unwrap();
+        let digits = |line: &str| line.split('#').next().unwrap_or("").replace(' ', "");
+        let bytes = hex::decode(block("```hex\n").lines().map(digits).collect::<String>()).unwrap();
+        let header = PutHeader::from_bytes(&bytes).unwrap();
+        assert_eq!(header.to_bytes(), bytes);
+        assert_eq!((header.seq_lo, header.seq_hi, header.rows()), (SeqNo(101), SeqNo(200), 100));
+        let json = block("```json\n").trim();
+        let ack = PutAck::from_bytes(json.as_bytes()).unwrap();
+        assert_eq!((ack.key, ack.hi), (header.key, SeqNo(200)));
+        let value = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).unwrap();
+        let written =
+            PutAck { refusals: Vec::new(), ..PutAck::from_bytes(json.as_bytes()).unwrap() };
+        let mut expected = value(json.as_bytes());
+        // An empty list is left out.
+        expected.as_object_mut().unwrap().remove("refusals");
+        assert_eq!(value(&written.to_bytes()), expected);
+    }
 
     #[test]
     fn headers_and_acks_come_back_and_prefixes_do_not() {

@@ -64,7 +64,8 @@ pub(super) struct Parser<'a> {
     refusals: Vec<Refusal>,
     /// The table that the row being read belongs to, and how many of its fields were written.
     open: Option<(u32, usize)>,
-    tags: Vec<Tag<'a>>,
+    /// Scratch for tags.
+    values: Vec<&'a [u8]>,
     key: Vec<u8>,
 }
 
@@ -92,7 +93,7 @@ impl<'a> Parser<'a> {
             refused: 0,
             refusals: Vec::new(),
             open: None,
-            tags: Vec::new(),
+            values: Vec::new(),
             key: Vec::new(),
         }
     }
@@ -180,38 +181,20 @@ impl<'a> Parser<'a> {
         self.open = Some((table_id, 0));
         let mut line_feeds = 0;
         let mut at = self.skip_spaces(prefix_end);
-        let fields_max = self.options.limits.fields;
         let mut position = 0;
         loop {
-            if position >= fields_max {
-                return Err(Fault::new(at, Kind::ManyFields));
+            if let Some(table) = self.tables.get_mut(table_id as usize) {
+                (position, at) = table.push_usual(self.body, position, at, self.attempt);
+                self.open = Some((table_id, position));
             }
-            let name_at = at;
-            let (name, value_at) = self.field_name(table_id, position, at)?;
-            let (value, end) = scan::value(self.body, value_at)?;
-            if let Value::Text(text, _) = value {
-                if text.len() > self.options.limits.text_bytes {
-                    return Err(Fault::new(value_at, Kind::LongText));
+            if position > 0 {
+                match self.body.get(at) {
+                    Some(b',') => at += 1,
+                    _ => break,
                 }
-                line_feeds += memchr_iter(b'\n', text).count() as u32;
             }
-            let Some(table) = self.tables.get_mut(table_id as usize) else {
-                return Err(Fault::new(start, Kind::NoTable));
-            };
-            if table.series_has_tag(series, name) {
-                return Err(Fault::new(name_at, Kind::TagAndField));
-            }
-            // Counted before the write: a refusal at this very field takes it back too.
-            self.open = Some((table_id, position + 1));
-            table
-                .push(name, position, self.attempt, value, fields_max, &mut self.cells)
-                .map_err(|kind| Fault::new(name_at, kind))?;
+            at = self.field(table_id, series, position, at, &mut line_feeds)?;
             position += 1;
-            at = end;
-            match self.body.get(at) {
-                Some(b',') => at += 1,
-                _ => break,
-            }
         }
         let (time, at) = self.time(at)?;
         let end = self.line_end(at)?;
@@ -236,6 +219,41 @@ impl<'a> Parser<'a> {
             next: end + usize::from(line_feed),
             line_feeds: line_feeds + u32::from(line_feed),
         })
+    }
+
+    /// Reads and writes the field at `at`, whatever it is; where it ends.
+    #[inline(never)]
+    fn field(
+        &mut self,
+        table_id: u32,
+        series: u32,
+        position: usize,
+        at: usize,
+        line_feeds: &mut u32,
+    ) -> Result<usize, Fault> {
+        let limits = self.options.limits;
+        if position >= limits.fields {
+            return Err(Fault::new(at, Kind::ManyFields));
+        }
+        let (name, value_at) = self.field_name(table_id, position, at)?;
+        let (value, end) = scan::value(self.body, value_at)?;
+        if let Value::Text(text, _) = value {
+            if text.len() > limits.text_bytes {
+                return Err(Fault::new(value_at, Kind::LongText));
+            }
+            *line_feeds += memchr_iter(b'\n', text).count() as u32;
+        }
+        let Some(table) = self.tables.get_mut(table_id as usize) else {
+            return Err(Fault::new(at, Kind::NoTable));
+        };
+        if table.series_has_tag(series, name) {
+            return Err(Fault::new(at, Kind::TagAndField));
+        }
+        table
+            .push(name, position, self.attempt, value, limits.fields, &mut self.cells)
+            .map_err(|kind| Fault::new(at, kind))?;
+        self.open = Some((table_id, position + 1));
+        Ok(end)
     }
 
     fn skip_spaces(&self, mut at: usize) -> usize {
@@ -337,7 +355,7 @@ impl<'a> Parser<'a> {
 
     #[inline(never)]
     fn find_prefix(&mut self, start: usize) -> Result<(u32, u32, usize), Fault> {
-        let end = self.prefix_end(start)?;
+        let (end, escaped) = self.prefix_end(start)?;
         let raw = self.body.get(start..end).unwrap_or_default();
         let hash = xxh3_64_with_seed(raw, self.seed);
         let prefixes = &self.prefixes;
@@ -346,7 +364,7 @@ impl<'a> Parser<'a> {
         let id = match self.prefix_index.find(hash, same) {
             Some(id) => *id,
             None => {
-                let (table, series) = self.new_prefix(start, end)?;
+                let (table, series) = self.new_prefix(start, end, escaped)?;
                 let id = self.prefixes.len() as u32;
                 self.prefixes.push(Prefix { raw, hash, table, series, next: NONE });
                 let prefixes = &self.prefixes;
@@ -365,14 +383,17 @@ impl<'a> Parser<'a> {
         Ok((p.table, p.series, end))
     }
 
-    /// The first space that has no backslash before it.
-    fn prefix_end(&self, start: usize) -> Result<usize, Fault> {
-        let mut at = start;
+    /// The first space that has no backslash before it, and whether there are escapes.
+    fn prefix_end(&self, start: usize) -> Result<(usize, bool), Fault> {
+        let (mut at, mut escaped) = (start, false);
         loop {
-            at += memchr3(b' ', b'\\', b'\n', self.rest(at)).unwrap_or(self.body.len() - at);
+            at += memchr3(b' ', b'\\', b'\n', self.rest(at)).unwrap_or(self.rest(at).len());
             match (self.body.get(at), self.body.get(at + 1)) {
-                (Some(b' '), _) => return Ok(at),
-                (Some(b'\\'), Some(next)) if *next != b'\n' => at += 2,
+                (Some(b' '), _) => return Ok((at, escaped)),
+                (Some(b'\\'), Some(next)) if *next != b'\n' => {
+                    escaped = true;
+                    at += 2;
+                }
                 _ => return Err(self.fault_without_space(start, at)),
             }
         }
@@ -390,43 +411,60 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Reads the table and tags of a series that was not seen before in this spelling.
-    fn new_prefix(&mut self, start: usize, end: usize) -> Result<(u32, u32), Fault> {
-        let (comma, escaped_name) = self.part_end(start, end);
+    /// Table and series of a prefix that was not seen before.
+    fn new_prefix(&mut self, start: usize, end: usize, escaped: bool) -> Result<(u32, u32), Fault> {
+        let raw = self.body.get(start..end).unwrap_or_default();
+        // A body that is not UTF-8 as a whole is read tag by tag, which finds what is not.
+        if !escaped
+            && self.text.is_some()
+            && let Some(comma) = memchr(b',', raw)
+            && let Some((name, tags)) = raw.split_at_checked(comma)
+            && let Some(id) = self.known_table(name)
+            && let Some(table) = self.tables.get_mut(id as usize)
+            && let Some(series) = table.series_of_shape(
+                tags,
+                self.options.limits.text_bytes,
+                &mut self.values,
+                &mut self.key,
+            )
+        {
+            return Ok((id, series));
+        }
+        self.read_prefix(start, end)
+    }
+
+    /// Reads table and tags one by one.
+    #[inline(never)]
+    fn read_prefix(&mut self, start: usize, end: usize) -> Result<(u32, u32), Fault> {
+        let (comma, name_escaped) = self.part_end(start, end);
         let raw = self.text(start, comma)?;
         if raw.is_empty() {
             return Err(Fault::new(start, Kind::NoTable));
         }
-        let name = if escaped_name {
-            Cow::Owned(scan::unescape_name(raw, true))
-        } else {
-            Cow::Borrowed(raw)
-        };
-        let escaped_tags = self.read_tags(comma, end)?;
-        let sorted = self.tags.is_sorted_by(|a, b| a.0 < b.0);
-        if !sorted {
-            self.sort_tags(comma)?;
+        let name = unescaped(raw, name_escaped, true);
+        let (mut tags, tags_escaped) = self.read_tags(comma, end)?;
+        let names: Vec<Cow<'a, str>> = tags.iter().map(|(name, _)| name.clone()).collect();
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+        tags.sort_by(|a, b| a.0.cmp(&b.0));
+        if let Some([(name, _), _]) = tags.array_windows().find(|[a, b]| a.0 == b.0) {
+            // The second of them is the one too many.
+            let first = tag_at(self.body, comma, end, name);
+            return Err(Fault::new(tag_at(self.body, first, end, name), Kind::TagTwice));
         }
-        let table_id = self.table(start, &name)?;
-        let Some(table) = self.tables.get_mut(table_id as usize) else {
+        let id = self.table(start, &name)?;
+        let Some(table) = self.tables.get_mut(id as usize) else {
             return Err(Fault::new(start, Kind::NoTable));
         };
-        self.key.clear();
-        for (position, (name, value)) in self.tags.iter().enumerate() {
-            if !table.knows_tag(position, name) {
+        for name in &names {
+            if !table.knows_tag(name) {
                 check_name(NameOf::Tag, name).map_err(|why| {
                     Fault::new(tag_at(self.body, comma, end, name), Kind::Name(NameOf::Tag, why))
                 })?;
-                table.add_tag(position, name);
-            }
-            for part in [name, value] {
-                self.key.extend_from_slice(&(part.len() as u32).to_le_bytes());
-                self.key.extend_from_slice(part.as_bytes());
+                table.add_tag(name);
             }
         }
-        // Two spellings without escapes and in order differ only if the series do.
-        let canonical = sorted && !escaped_tags && !escaped_name;
-        Ok((table_id, table.series(&self.key, canonical)))
+        let pairs = tags.iter().map(|(name, value)| (&**name, &**value));
+        Ok((id, table.series_of_tags(&names, pairs, tags_escaped | name_escaped, &mut self.key)))
     }
 
     /// Where a table's name or a tag's value ends: at a comma without a backslash, or at `end`.
@@ -446,9 +484,9 @@ impl<'a> Parser<'a> {
         (end, escaped)
     }
 
-    /// Reads `,name=value...` into `self.tags`; whether any has an escape.
-    fn read_tags(&mut self, mut comma: usize, end: usize) -> Result<bool, Fault> {
-        self.tags.clear();
+    /// Reads `,name=value...`, and whether any has an escape.
+    fn read_tags(&mut self, mut comma: usize, end: usize) -> Result<(Vec<Tag<'a>>, bool), Fault> {
+        let mut tags = Vec::new();
         let limits = self.options.limits;
         let mut any_escaped = false;
         while comma < end {
@@ -456,7 +494,7 @@ impl<'a> Parser<'a> {
             if name_at == end {
                 return Err(Fault::new(name_at, Kind::TagExpected));
             }
-            if self.tags.len() >= limits.tags {
+            if tags.len() >= limits.tags {
                 return Err(Fault::new(name_at, Kind::ManyTags));
             }
             let (equals, name_escaped) =
@@ -471,52 +509,44 @@ impl<'a> Parser<'a> {
             if value.len() > limits.text_bytes {
                 return Err(Fault::new(equals + 1, Kind::LongTag));
             }
-            let whole = |raw: &'a str, escaped: bool| {
-                if escaped {
-                    Cow::Owned(scan::unescape_name(raw, false))
-                } else {
-                    Cow::Borrowed(raw)
-                }
-            };
-            self.tags.push((whole(name, name_escaped), whole(value, value_escaped)));
+            tags.push((
+                unescaped(name, name_escaped, false),
+                unescaped(value, value_escaped, false),
+            ));
             any_escaped |= name_escaped | value_escaped;
             comma = value_end;
         }
-        Ok(any_escaped)
+        Ok((tags, any_escaped))
     }
 
-    fn sort_tags(&mut self, comma: usize) -> Result<(), Fault> {
-        self.tags.sort_by(|a, b| a.0.cmp(&b.0));
-        let twice = self.tags.array_windows().find(|[a, b]| a.0 == b.0);
-        match twice {
-            None => Ok(()),
-            Some([(name, _), _]) => {
-                // The second of them is the one too many.
-                let first = tag_at(self.body, comma, self.body.len(), name);
-                let again = tag_at(self.body, first, self.body.len(), name);
-                Err(Fault::new(again, Kind::TagTwice))
-            }
-        }
+    /// The number of a table that was seen before; its name needs no escapes.
+    fn known_table(&self, name: &[u8]) -> Option<u32> {
+        let hash = xxh3_64_with_seed(name, self.seed);
+        let named =
+            |id: &u32| self.tables.get(*id as usize).is_some_and(|t| t.name.as_bytes() == name);
+        self.table_index.find(hash, named).copied()
     }
 
     /// The number of a table.
     fn table(&mut self, start: usize, name: &str) -> Result<u32, Fault> {
-        let (hash, tables) = (xxh3_64_with_seed(name.as_bytes(), self.seed), &self.tables);
-        let named = |id: &u32| tables.get(*id as usize).is_some_and(|t| t.name == name);
-        if let Some(id) = self.table_index.find(hash, named) {
-            return Ok(*id);
+        if let Some(id) = self.known_table(name.as_bytes()) {
+            return Ok(id);
         }
         check_name(NameOf::Table, name)
             .map_err(|why| Fault::new(start, Kind::Name(NameOf::Table, why)))?;
-        let id = tables.len() as u32;
+        let id = self.tables.len() as u32;
         self.tables.push(Table::new(name.to_owned(), self.seed));
         let (seed, tables) = (self.seed, &self.tables);
         let rehash = |id: &u32| {
             tables.get(*id as usize).map_or(0, |t| xxh3_64_with_seed(t.name.as_bytes(), seed))
         };
-        self.table_index.insert_unique(hash, id, rehash);
+        self.table_index.insert_unique(xxh3_64_with_seed(name.as_bytes(), seed), id, rehash);
         Ok(id)
     }
+}
+
+fn unescaped(raw: &str, escaped: bool, table: bool) -> Cow<'_, str> {
+    if escaped { Cow::Owned(scan::unescape_name(raw, table)) } else { Cow::Borrowed(raw) }
 }
 
 /// Where the tag `name` is, at `comma` or after it; for refusals only.

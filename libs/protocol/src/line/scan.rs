@@ -74,6 +74,68 @@ fn digits(rest: &[u8], mut i: usize, mut value: u64) -> (usize, u64) {
     (i, value)
 }
 
+/// The value in the first bytes of an integer field: one to six digits, `i`, and a comma or
+/// space; and the length before that. Most integers are this short, and all of it is one load.
+#[inline]
+pub(super) fn short_integer(bytes: [u8; 8]) -> Option<(i64, usize)> {
+    let word = u64::from_le_bytes(bytes);
+    let low = word.wrapping_sub(0x3030_3030_3030_3030);
+    // As in `eight_digits`; a carry may spoil bytes behind the first other byte, never before it.
+    let other = (low | word.wrapping_add(0x4646_4646_4646_4646)) & 0x8080_8080_8080_8080;
+    let bits = other.trailing_zeros() & !7;
+    if !(8..=48).contains(&bits) {
+        return None;
+    }
+    let tail = (word >> bits) as u16;
+    if tail != u16::from_le_bytes(*b"i,") && tail != u16::from_le_bytes(*b"i ") {
+        return None;
+    }
+    // Moved to the end, so that zeros fill the places before.
+    Some((add_digits(low << (64 - bits)) as i64, bits as usize / 8 + 1))
+}
+
+/// An integer field's value in its usual form, and its length with the suffix; `None` sends the
+/// caller to [`value`].
+#[inline]
+pub(super) fn usual_integer(rest: &[u8]) -> Option<(i64, usize)> {
+    let negative = rest.first() == Some(&b'-');
+    let start = usize::from(negative);
+    let (end, magnitude) = digits(rest, start, 0);
+    let usual = (1..SAFE_DIGITS).contains(&(end - start))
+        && rest.get(end) == Some(&b'i')
+        && ends(rest.get(end + 1));
+    let value = magnitude as i64;
+    usual.then_some((if negative { -value } else { value }, end + 1))
+}
+
+/// A float field's value if it is a plain decimal that a double holds with one rounding.
+#[inline]
+pub(super) fn usual_float(rest: &[u8]) -> Option<(f64, usize)> {
+    let negative = rest.first() == Some(&b'-');
+    let start = usize::from(negative);
+    let (point, whole) = digits(rest, start, 0);
+    let (end, mantissa) = match rest.get(point) {
+        Some(b'.') => {
+            let eight = rest.get(point + 1..).and_then(<[u8]>::first_chunk::<8>);
+            match eight.and_then(|eight| eight_digits(*eight)) {
+                Some(value) => {
+                    let whole = whole.wrapping_mul(100_000_000).wrapping_add(value);
+                    digits(rest, point + 9, whole)
+                }
+                None => digits(rest, point + 1, whole),
+            }
+        }
+        _ => (point, whole),
+    };
+    let fraction = (end - point).saturating_sub(1);
+    let count = point - start + fraction;
+    let scale = EXACT_POWERS.get(fraction)?;
+    let usual =
+        (1..=SAFE_DIGITS).contains(&count) && mantissa <= EXACT_MANTISSA_MAX && ends(rest.get(end));
+    let value = mantissa as f64 / scale;
+    usual.then_some((if negative { -value } else { value }, end))
+}
+
 #[inline]
 fn number(rest: &[u8]) -> Result<(Value<'_>, usize), Kind> {
     let negative = rest.first() == Some(&b'-');
@@ -204,10 +266,14 @@ fn closing_quote(body: &[u8], mut at: usize) -> Option<(usize, bool)> {
 
 fn string(body: &[u8], at: usize) -> Result<(Value<'_>, usize), Fault> {
     let (close, escaped) = closing_quote(body, at + 1).ok_or(Fault::new(at, Kind::OpenQuote))?;
-    if !ends(body.get(close + 1)) {
-        return Err(Fault::new(close + 1, Kind::AfterValue));
-    }
     let text = body.get(at + 1..close).unwrap_or_default();
+    if !ends(body.get(close + 1)) {
+        // A quote on a later line with text behind it is hardly the one that was meant.
+        let forgotten = memchr(b'\n', text).is_some();
+        let (at, kind) =
+            if forgotten { (at, Kind::OpenQuote) } else { (close + 1, Kind::AfterValue) };
+        return Err(Fault::new(at, kind));
+    }
     Ok((Value::Text(text, escaped), close + 1))
 }
 
@@ -256,10 +322,17 @@ fn eight_digits(bytes: [u8; 8]) -> Option<u64> {
     if (low | word.wrapping_add(0x4646_4646_4646_4646)) & 0x8080_8080_8080_8080 != 0 {
         return None;
     }
-    let pairs = low.wrapping_mul(10).wrapping_add(low >> 8);
+    Some(add_digits(low))
+}
+
+/// Eight digits, one per byte and the most significant in the lowest, as a number: by pairs, then
+/// fours, then all.
+#[inline]
+const fn add_digits(digits: u64) -> u64 {
+    let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8);
     let tens = (pairs & 0x0000_00ff_0000_00ff).wrapping_mul(0x000f_4240_0000_0064);
     let ones = (pairs >> 16 & 0x0000_00ff_0000_00ff).wrapping_mul(0x0000_2710_0000_0001);
-    Some(tens.wrapping_add(ones) >> 32)
+    tens.wrapping_add(ones) >> 32
 }
 
 /// The time at `at`, in the body's unit, and where it ends.
@@ -373,6 +446,18 @@ mod tests {
             prop_assert_eq!(value(signed.as_bytes(), 0).unwrap().0, Value::I64(i));
             prop_assert_eq!(value(unsigned.as_bytes(), 0).unwrap().0, Value::U64(u));
             prop_assert_eq!(time(format!("{i} ").as_bytes(), 0).unwrap().0, i);
+        }
+
+        #[test]
+        fn short_integers_are_read_as_long_ones_are(text in "-?[0-9]{0,8}[i,u ]{0,3}") {
+            let bytes: Vec<u8> = text.bytes().chain(*b"xxxxxxxx").collect();
+            if let Some((value, len)) = short_integer(*bytes.first_chunk().unwrap()) {
+                prop_assert_eq!(Some((value, len)), usual_integer(&bytes));
+            } else {
+                let other = |b: &u8| !b.is_ascii_digit();
+                let at = bytes.iter().position(other).unwrap();
+                prop_assert!(!(1..=6).contains(&at) || !matches!(bytes[at..at + 2], [b'i', b',' | b' ']));
+            }
         }
 
         #[test]

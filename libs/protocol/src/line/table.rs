@@ -8,11 +8,12 @@
 use std::collections::BTreeSet;
 
 use hashbrown::HashTable;
+use memchr::memchr;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{
     fault::Kind,
-    scan::{Value, unescape_text},
+    scan::{Value, short_integer, unescape_text, usual_float, usual_integer},
 };
 use crate::{
     batch::{FieldColumn, Presence, SeriesKey, TableBatch},
@@ -33,10 +34,40 @@ struct FieldName<'a> {
     columns: [u32; 6],
     /// The column that was written last.
     last: u32,
-    /// The last row that named it, as a count of rows tried.
-    seen_in: u32,
     /// Whether any series of the table has a tag of this name.
     is_tag: bool,
+}
+
+/// The tag names of a series in the order it came with: mostly that of the next new one.
+#[derive(Debug)]
+struct Shape {
+    tags: Vec<ShapeTag>,
+    /// Positions in `tags` by name.
+    by_name: Vec<usize>,
+    /// As in [`Table::series`].
+    distinct: bool,
+}
+
+#[derive(Debug)]
+struct ShapeTag {
+    /// `,name=`
+    spelling: Vec<u8>,
+    /// The name's part of a series key.
+    key_part: Vec<u8>,
+}
+
+/// What the last row had at one position, and thus the next one probably has.
+#[derive(Debug, Clone, Copy)]
+struct Predicted<'a> {
+    /// The name's spelling with the equals sign.
+    raw: &'a [u8],
+    /// Its first eight bytes or fewer, the mask of those there are, its last eight if there are.
+    first: u64,
+    mask: u64,
+    last: u64,
+    name: u32,
+    /// The column written last; none if the name needs a look at the row's tags first.
+    column: u32,
 }
 
 #[derive(Debug)]
@@ -58,34 +89,68 @@ pub(super) struct Table<'a> {
     /// Series by key, built when a spelling that is not the canonical one turns up: until then
     /// different spellings are different series.
     canonical: Option<HashTable<u32>>,
-    /// Tag names in the order of the last new series; names found here are known to be good.
-    shape: Vec<String>,
+    /// The tag names of the first series as it came, and whether they were in order.
+    first_names: Option<(Vec<String>, bool)>,
+    /// What the last new series looked like, if it had no escapes.
+    shape: Option<Shape>,
     tag_names: BTreeSet<String>,
     names: Vec<FieldName<'a>>,
     name_index: HashTable<u32>,
     columns: Vec<Column>,
-    /// Names of the last row by position, the prediction for the next one.
-    order: Vec<u32>,
+    /// For each name the last row that had it, as a count of rows tried.
+    seen_in: Vec<u32>,
+    /// The fields of the last row by position.
+    order: Vec<Predicted<'a>>,
     /// Whether a row was refused after it named its series, so that unused ones may be left.
     refused: bool,
     seed: u64,
 }
 
-#[inline]
-fn starts_with(rest: &[u8], name: &[u8]) -> bool {
-    let Some(head) = rest.get(..name.len()) else { return false };
-    // Names are mostly 8 to 16 bytes: two loads that overlap cost less than a call of memcmp.
-    if let (8..=16, Some(a), Some(b), Some(c), Some(d)) = (
-        name.len(),
-        head.first_chunk::<8>(),
-        name.first_chunk::<8>(),
-        head.last_chunk::<8>(),
-        name.last_chunk::<8>(),
-    ) {
-        return u64::from_le_bytes(*a) == u64::from_le_bytes(*b)
-            && u64::from_le_bytes(*c) == u64::from_le_bytes(*d);
+fn put_key_part(text: &[u8], key: &mut Vec<u8>) {
+    key.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    key.extend_from_slice(text);
+}
+
+impl Shape {
+    fn new(names: &[&str], distinct: bool) -> Self {
+        let tag = |name: &&str| {
+            let mut key_part = Vec::new();
+            put_key_part(name.as_bytes(), &mut key_part);
+            ShapeTag { spelling: format!(",{name}=").into_bytes(), key_part }
+        };
+        let mut by_name: Vec<usize> = (0..names.len()).collect();
+        by_name.sort_by_key(|i| names.get(*i));
+        Self { tags: names.iter().map(tag).collect(), by_name, distinct }
     }
-    head == name
+}
+
+impl<'a> Predicted<'a> {
+    fn new(raw: &'a [u8], name: u32, column: u32) -> Self {
+        let mut first = [0; 8];
+        for (to, from) in first.iter_mut().zip(raw) {
+            *to = *from;
+        }
+        let mask = u64::MAX >> (64 - 8 * raw.len().clamp(1, 8));
+        let last = raw.last_chunk::<8>().map_or(0, |last| u64::from_le_bytes(*last));
+        Self { raw, first: u64::from_le_bytes(first), mask, last, name, column }
+    }
+
+    /// Whether `rest` starts with the name and at least eight more bytes. Names are mostly short:
+    /// two loads that overlap cost less than a call of memcmp.
+    #[inline]
+    fn starts(&self, rest: &[u8]) -> bool {
+        let len = self.raw.len();
+        let Some(head) = rest.get(..len + 8) else { return false };
+        let word = |at: usize| {
+            head.get(at..).and_then(<[u8]>::first_chunk::<8>).map_or(0, |w| u64::from_le_bytes(*w))
+        };
+        if word(0) & self.mask != self.first {
+            return false;
+        }
+        len <= 8
+            || word(len - 8) == self.last
+                && (len <= 16 || head.get(8..len - 8) == self.raw.get(8..len - 8))
+    }
 }
 
 impl<'a> Table<'a> {
@@ -97,11 +162,13 @@ impl<'a> Table<'a> {
             line: Vec::new(),
             series_keys: Vec::new(),
             canonical: None,
-            shape: Vec::new(),
+            first_names: None,
+            shape: None,
             tag_names: BTreeSet::new(),
             names: Vec::new(),
             name_index: HashTable::new(),
             columns: Vec::new(),
+            seen_in: Vec::new(),
             order: Vec::new(),
             refused: false,
             seed,
@@ -112,30 +179,86 @@ impl<'a> Table<'a> {
         self.columns.len()
     }
 
-    /// Whether the tag at `position` of the last new series had this name, which is thus good.
-    pub(super) fn knows_tag(&self, position: usize, name: &str) -> bool {
-        self.shape.get(position).is_some_and(|known| known == name)
+    /// Whether a series of the table has a tag of this name, which is thus good.
+    pub(super) fn knows_tag(&self, name: &str) -> bool {
+        self.tag_names.contains(name)
     }
 
     /// Notes a tag name that passed the rules.
-    pub(super) fn add_tag(&mut self, position: usize, name: &str) {
-        self.shape.truncate(position);
-        self.shape.push(name.to_owned());
+    pub(super) fn add_tag(&mut self, name: &str) {
         if self.tag_names.insert(name.to_owned())
             && let Some(id) = self.find_name(name, self.hash(name))
             && let Some(field) = self.names.get_mut(id as usize)
         {
             field.is_tag = true;
+            self.order.clear();
         }
+    }
+
+    /// The number of the series with these good tags, whose names came in the order `names`;
+    /// `tags` are in name order, `key` is scratch.
+    pub(super) fn series_of_tags<'t>(
+        &mut self,
+        names: &[&str],
+        tags: impl Iterator<Item = (&'t str, &'t str)>,
+        escaped: bool,
+        key: &mut Vec<u8>,
+    ) -> u32 {
+        key.clear();
+        for (name, value) in tags {
+            put_key_part(name.as_bytes(), key);
+            put_key_part(value.as_bytes(), key);
+        }
+        let sorted = names.is_sorted();
+        let (first, first_sorted) = self
+            .first_names
+            .get_or_insert_with(|| (names.iter().map(|n| (*n).to_owned()).collect(), sorted));
+        // Where names keep one order, spellings without escapes differ only if the series do.
+        let distinct = !escaped && (*first == names || (sorted && *first_sorted));
+        self.shape = (!escaped).then(|| Shape::new(names, distinct));
+        self.series(key, distinct)
+    }
+
+    /// The number of a new series with these raw tags, `,name=value...` without escapes, if they
+    /// have the names of the last new one; `key` is scratch.
+    pub(super) fn series_of_shape(
+        &mut self,
+        mut raw: &'a [u8],
+        text_bytes_max: usize,
+        values: &mut Vec<&'a [u8]>,
+        key: &mut Vec<u8>,
+    ) -> Option<u32> {
+        let shape = self.shape.as_ref()?;
+        values.clear();
+        for tag in &shape.tags {
+            let rest = raw.strip_prefix(tag.spelling.as_slice())?;
+            let end = memchr(b',', rest).unwrap_or(rest.len());
+            let (value, after) = rest.split_at_checked(end)?;
+            if value.is_empty() || value.len() > text_bytes_max {
+                return None;
+            }
+            values.push(value);
+            raw = after;
+        }
+        if !raw.is_empty() {
+            return None;
+        }
+        key.clear();
+        for position in &shape.by_name {
+            key.extend_from_slice(&shape.tags.get(*position)?.key_part);
+            put_key_part(values.get(*position)?, key);
+        }
+        let distinct = shape.distinct;
+        Some(self.series(key, distinct))
     }
 
     fn hash(&self, name: &str) -> u64 {
         xxh3_64_with_seed(name.as_bytes(), self.seed)
     }
 
-    /// The number of a series; `distinct` says that no other spelling of it was seen before
-    /// unless by a spelling that is not canonical itself.
-    pub(super) fn series(&mut self, key: &[u8], distinct: bool) -> u32 {
+    /// The number of a series that was not seen in its spelling. `distinct` says that it is
+    /// certainly new if all before were distinct.
+    fn series(&mut self, key: &[u8], distinct: bool) -> u32 {
         let next = self.series_keys.len() as u32;
         let (seed, keys) = (self.seed, &self.series_keys);
         let bytes = |s: &u32| keys.get(*s as usize).map_or(&[][..], SeriesKey::as_bytes);
@@ -167,9 +290,8 @@ impl<'a> Table<'a> {
     /// The name that the last row had at this position, if `rest` starts with it; and its length.
     #[inline]
     pub(super) fn predict(&self, position: usize, rest: &[u8]) -> Option<(u32, usize)> {
-        let id = *self.order.get(position)?;
-        let field = self.names.get(id as usize)?;
-        starts_with(rest, field.raw).then_some((id, field.raw.len()))
+        let predicted = self.order.get(position)?;
+        rest.starts_with(predicted.raw).then_some((predicted.name, predicted.raw.len()))
     }
 
     fn find_name(&self, name: &str, hash: u64) -> Option<u32> {
@@ -191,13 +313,66 @@ impl<'a> Table<'a> {
             hash,
             columns: [NONE; 6],
             last: NONE,
-            seen_in: 0,
             is_tag: self.tag_names.contains(name),
         });
+        self.seen_in.push(0);
         let names = &self.names;
         let rehash = |id: &u32| names.get(*id as usize).map_or(0, |f| f.hash);
         self.name_index.insert_unique(hash, id, rehash);
         id
+    }
+
+    /// Writes fields from `at` on as long as they are the predicted ones and numbers of the usual
+    /// form and their column's type: the common row from end to end. Returns how many fields the
+    /// row has so far and where it goes on; at a comma another field follows.
+    #[inline(never)]
+    pub(super) fn push_usual(
+        &mut self,
+        body: &[u8],
+        mut position: usize,
+        mut at: usize,
+        attempt: u32,
+    ) -> (usize, usize) {
+        let rows = self.time.len();
+        // Slices in locals stay in registers.
+        let (columns, seen_in) = (self.columns.as_mut_slice(), self.seen_in.as_mut_slice());
+        for predicted in self.order.get(position..).unwrap_or_default() {
+            if position > 0 && body.get(at) != Some(&b',') {
+                break;
+            }
+            let start = at + usize::from(position > 0);
+            let rest = body.get(start..).unwrap_or_default();
+            if !predicted.starts(rest) {
+                break;
+            }
+            let Some(seen_in) = seen_in.get_mut(predicted.name as usize) else { break };
+            let Some(column) = columns.get_mut(predicted.column as usize) else { break };
+            if *seen_in == attempt {
+                break;
+            }
+            let text = rest.get(predicted.raw.len()..).unwrap_or_default();
+            let len = match &mut column.values {
+                FieldValues::I64(to) if to.len() == rows => {
+                    let short = text.first_chunk().and_then(|bytes| short_integer(*bytes));
+                    let Some((value, len)) = short.or_else(|| usual_integer(text)) else { break };
+                    to.push(value);
+                    len
+                }
+                FieldValues::F64(to) if to.len() == rows => {
+                    let Some((value, len)) = usual_float(text) else { break };
+                    to.push(value);
+                    len
+                }
+                _ => break,
+            };
+            if let Some(present) = &mut column.present {
+                present.push(true);
+            }
+            *seen_in = attempt;
+            at = start + predicted.raw.len() + len;
+            position += 1;
+        }
+        (position, at)
     }
 
     /// Writes a value of the row being read, the `attempt`th tried, at this position of its
@@ -212,39 +387,41 @@ impl<'a> Table<'a> {
         columns_max: usize,
         cells: &mut usize,
     ) -> Result<(), Kind> {
-        match self.order.get_mut(position) {
-            Some(id) => *id = name,
-            None => self.order.push(name),
-        }
         let rows = self.time.len();
-        let Some(field) = self.names.get_mut(name as usize) else { return Ok(()) };
-        if field.seen_in == attempt {
+        let (Some(field), Some(seen_in)) =
+            (self.names.get_mut(name as usize), self.seen_in.get_mut(name as usize))
+        else {
+            return Ok(());
+        };
+        if std::mem::replace(seen_in, attempt) == attempt {
             return Err(Kind::FieldTwice);
         }
-        field.seen_in = attempt;
-        if let Some(column) = self.columns.get_mut(field.last as usize)
-            && column.push(rows, value)
-        {
-            return Ok(());
-        }
-        let ty = type_of(value);
-        let slot = field.columns.get_mut(ty.code() as usize);
-        let column = slot.as_ref().map_or(NONE, |c| **c);
-        if column == NONE {
-            if self.columns.len() >= columns_max {
-                return Err(Kind::ManyColumns);
+        let written =
+            self.columns.get_mut(field.last as usize).is_some_and(|c| c.push(rows, value));
+        if !written {
+            let ty = type_of(value);
+            let slot = field.columns.get_mut(ty.code() as usize);
+            field.last = slot.as_ref().map_or(NONE, |c| **c);
+            if field.last == NONE {
+                if self.columns.len() >= columns_max {
+                    return Err(Kind::ManyColumns);
+                }
+                field.last = self.columns.len() as u32;
+                if let Some(slot) = slot {
+                    *slot = field.last;
+                }
+                *cells += rows;
+                self.columns.push(Column { name, values: FieldValues::empty(ty), present: None });
             }
-            if let Some(slot) = slot {
-                *slot = self.columns.len() as u32;
+            if let Some(column) = self.columns.get_mut(field.last as usize) {
+                column.push(rows, value);
             }
-            field.last = self.columns.len() as u32;
-            *cells += rows;
-            self.columns.push(Column { name, values: FieldValues::empty(ty), present: None });
-        } else {
-            field.last = column;
         }
-        if let Some(column) = self.columns.get_mut(field.last as usize) {
-            column.push(rows, value);
+        let column = if field.is_tag { NONE } else { field.last };
+        let predicted = Predicted::new(field.raw, name, column);
+        match self.order.get_mut(position) {
+            Some(known) => *known = predicted,
+            None => self.order.push(predicted),
         }
         Ok(())
     }
@@ -261,8 +438,8 @@ impl<'a> Table<'a> {
     pub(super) fn roll_back(&mut self, fields: usize) {
         self.refused = true;
         let rows = self.time.len();
-        for id in self.order.iter().take(fields) {
-            let last = self.names.get(*id as usize).map_or(NONE, |f| f.last);
+        for predicted in self.order.iter().take(fields) {
+            let last = self.names.get(predicted.name as usize).map_or(NONE, |f| f.last);
             if let Some(column) = self.columns.get_mut(last as usize) {
                 column.truncate(rows);
             }
