@@ -387,6 +387,17 @@ impl Queue {
         self.wal.bytes_on_disk()
     }
 
+    /// Rows of the current epoch that are durable here and not acknowledged.
+    pub fn rows_pending(&self) -> u64 {
+        let inner = self.lock();
+        let epoch = inner.state.epoch;
+        let pending = inner.next.iter().map(|(stream, next)| {
+            let key = format!("{stream}@{epoch:016x}");
+            (next - 1).saturating_sub(inner.state.floors.get(&key).copied().unwrap_or(0))
+        });
+        pending.sum()
+    }
+
     /// Rows ever queued by this start and found at its beginning.
     pub fn rows_queued(&self) -> u64 {
         self.lock().rows_queued

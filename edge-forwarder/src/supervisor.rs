@@ -34,6 +34,8 @@ const GROUPS_MAX: usize = 64;
 const GROUPS_PER_SYNC: usize = 32;
 /// How often the status file is written.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// How long a stop waits for acks of what is queued.
+const DRAIN: Duration = Duration::from_secs(5);
 /// Pause before a source is started again.
 const RESTART: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -97,6 +99,7 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
     let (gaps, gap_records) = mpsc::channel(GROUPS_MAX);
     tokio::spawn(forward_gaps(gap_records, groups.clone(), Arc::clone(&clock)));
     let restarts: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
+    let mut sources = tokio::task::JoinSet::new();
     for kind in plan.sources.clone() {
         let sink = Sink {
             name: kind.name(),
@@ -104,7 +107,7 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
             clock: Arc::clone(&clock),
             database: plan.database.clone(),
         };
-        tokio::spawn(keep_running(kind, sink, Arc::clone(&queue), plan.interval, Arc::clone(&restarts)));
+        sources.spawn(keep_running(kind, sink, Arc::clone(&queue), plan.interval, Arc::clone(&restarts)));
     }
     let seen: Arc<Mutex<Seen>> = Arc::default();
     let uplink = Uplink {
@@ -141,13 +144,18 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
         report();
         tokio::select! {
             () = clock.sleep(STATUS_EVERY) => {}
-            () = &mut signal => {
-                report();
-                tracing::info!("stopping; what is not acknowledged stays in the queue");
-                return Ok(());
-            }
+            () = &mut signal => break,
         }
     }
+    tracing::info!("stopping; what is not acknowledged stays in the queue");
+    // No source adds rows any more; what is queued gets a moment to be delivered.
+    sources.shutdown().await;
+    let deadline = clock.monotonic() + DRAIN;
+    while queue.rows_pending() > 0 && clock.monotonic() < deadline {
+        clock.sleep(Duration::from_millis(50)).await;
+    }
+    report();
+    Ok(())
 }
 
 async fn stop_signal() {
@@ -182,8 +190,11 @@ async fn keep_running(
                 }
             }
         };
-        let ended = tokio::spawn(run).await;
-        tracing::error!(source = sink.name, panicked = ended.is_err(), "a source ended and is started again");
+        // In a set, so that the source ends with this task when the forwarder stops.
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(run);
+        let panicked = matches!(running.join_next().await, Some(Err(_)));
+        tracing::error!(source = sink.name, panicked, "a source ended and is started again");
         let now = sink.clock.now_ns();
         if let Some(record) = gap::record(&sink.name, Cause::SourceDown, now, now, 0, "restarted") {
             let (done, _) = tokio::sync::oneshot::channel();
