@@ -25,7 +25,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make this device's key and have the server sign it.
-    #[command(visible_alias = "enrol", after_help = "Example:\n  millrace-edge enroll https://localhost:8443 --claim mrc_... --ca ca.pem --data-dir ./edge")]
+    #[command(
+        visible_alias = "enrol",
+        after_help = "Example:\n  millrace-edge enroll https://localhost:8443 --claim mrc_... --ca ca.pem --data-dir ./edge"
+    )]
     Enroll {
         /// The server.
         url: String,
@@ -43,7 +46,9 @@ enum Command {
         json: bool,
     },
     /// Collect and deliver until stopped.
-    #[command(after_help = "Example:\n  millrace-edge run --data-dir ./edge --source host-metrics --interval 1")]
+    #[command(
+        after_help = "Example:\n  millrace-edge run --data-dir ./edge --source host-metrics --interval 1"
+    )]
     Run {
         /// Folder of this device.
         #[arg(long, value_name = "DIR", default_value = "/var/lib/millrace-edge")]
@@ -100,7 +105,9 @@ pub fn run_from(args: Vec<String>) -> ExitCode {
 
 fn execute(cli: Cli) -> ExitCode {
     let done = match cli.command {
-        Command::Enroll { url, claim, ca, data_dir, json } => enroll(&url, &claim, &ca, &data_dir, json),
+        Command::Enroll { url, claim, ca, data_dir, json } => {
+            enroll(&url, &claim, &ca, &data_dir, json)
+        }
         Command::Run { data_dir, sources, interval, queue_mib, db } => run(supervisor::Plan {
             data_dir,
             sources,
@@ -177,8 +184,8 @@ fn show(dir: &std::path::Path, json: bool) -> Result<(), String> {
         status.queue_bytes,
         status.last_error.as_deref().unwrap_or("none"),
     ));
-    for (stream, rows) in &status.streams {
-        say(&format!("  {stream}: {rows} rows acked"));
+    for (source, rows) in &status.acked {
+        say(&format!("  {source}: {rows} rows acked"));
     }
     Ok(())
 }

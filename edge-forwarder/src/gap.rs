@@ -42,7 +42,14 @@ impl Cause {
 pub const STREAM: &str = "gaps";
 
 /// A gap as rows for the queue; `None` only if the stream's name were invalid.
-pub fn record(stream: &str, cause: Cause, from_ns: i64, to_ns: i64, count: u64, detail: &str) -> Option<Incoming> {
+pub fn record(
+    stream: &str,
+    cause: Cause,
+    from_ns: i64,
+    to_ns: i64,
+    count: u64,
+    detail: &str,
+) -> Option<Incoming> {
     let mut to = FieldColumn::new("to_ns", FieldType::I64);
     let mut rows = FieldColumn::new("rows", FieldType::U64);
     let mut text = FieldColumn::new("detail", FieldType::Utf8);

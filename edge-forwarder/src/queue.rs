@@ -9,7 +9,7 @@
 //! u8  length + database
 //! batch (protocol frame.rs) to the end
 //! ```
-//! Beside the log, `state.json` holds the epoch, the acknowledged floor of each stream and the
+//! Beside the log, `state` (a sealed object under the queue key) holds the epoch, the acknowledged floor of each stream and the
 //! last position of each source, replaced durably.
 //! Owns: numbering, the floor, the order of deletion. Never: uses a number twice in an epoch;
 //! trims before the floor is durable; gives the uplink a frame that is not synced.
@@ -22,7 +22,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use millrace_crypto::key::TenantKeySource;
+use millrace_crypto::{
+    key::TenantKeySource,
+    sealed_file::{open_object, seal_object},
+};
 use millrace_platform::{
     disk::{Disk, read_file},
     durable,
@@ -39,6 +42,7 @@ use millrace_wal::{
 use serde::{Deserialize, Serialize};
 
 const VERSION: u8 = 1;
+const STATE_OBJECT: [u8; 16] = *b"edge-queue-state";
 /// A segment: whole segments are deleted, so it bounds what acknowledged rows still occupy.
 const SEGMENT_BYTES: u64 = 8 << 20;
 
@@ -132,6 +136,8 @@ pub struct Queue {
     wal: Wal,
     disk: Arc<dyn Disk>,
     key: KeyRef,
+    keys: Arc<dyn TenantKeySource>,
+    entropy: Arc<dyn Entropy>,
     path: PathBuf,
     inner: Mutex<Inner>,
 }
@@ -197,23 +203,28 @@ impl Queue {
     /// Opens the queue in `dir`, or makes it with a new epoch.
     pub fn open(
         disk: Arc<dyn Disk>,
-        entropy: &dyn Entropy,
+        entropy: Arc<dyn Entropy>,
         keys: Arc<dyn TenantKeySource>,
         device: DeviceId,
         dir: &Path,
     ) -> Result<Self, QueueError> {
-        let path = dir.join("state.json");
+        let path = dir.join("state");
         let fail = |detail: String| QueueError::State { path: path.clone(), detail };
         disk.create_dir_all(dir).map_err(|e| fail(e.to_string()))?;
         let known = disk.exists(&path).map_err(|e| fail(e.to_string()))?;
-        let mut state = State { epoch: random_u64(entropy), ..State::default() };
+        let mut state = State { epoch: random_u64(entropy.as_ref()), ..State::default() };
         if known {
             let bytes =
                 read_file(disk.as_ref(), &path, 64 << 20).map_err(|e| fail(e.to_string()))?;
-            match serde_json::from_slice(&bytes) {
+            let opened = open_object(keys.as_ref(), &device.0, STATE_OBJECT, &bytes)
+                .map_err(|e| e.to_string())
+                .and_then(|json| serde_json::from_slice(&json).map_err(|e| e.to_string()));
+            match opened {
                 Ok(stored) => state = stored,
                 // Numbers may have been used: only a new epoch is safe.
-                Err(error) => tracing::error!(%error, "the queue's state does not read; a new epoch begins"),
+                Err(error) => {
+                    tracing::error!(%error, "the queue's state does not read; a new epoch begins")
+                }
             }
         }
         let options = Options {
@@ -221,8 +232,10 @@ impl Queue {
             on_damage: OnDamage::Quarantine,
             ..Options::default()
         };
+        let state_keys = Arc::clone(&keys);
         let segment_keys = Arc::new(TenantSegmentKeys::new(keys));
-        let (wal, recovery) = Wal::open(Arc::clone(&disk), dir, segment_keys, entropy, options)?;
+        let (wal, recovery) =
+            Wal::open(Arc::clone(&disk), dir, segment_keys, entropy.as_ref(), options)?;
         let mut next: BTreeMap<String, u64> = BTreeMap::new();
         for (key, floor) in &state.floors {
             if let Some((stream, epoch)) = key.rsplit_once('@')
@@ -250,7 +263,7 @@ impl Queue {
         })?;
         let key = KeyRef { owner: device.0, version: 1 };
         let inner = Mutex::new(Inner { state, next, rows_queued });
-        let queue = Self { wal, disk, key, path, inner };
+        let queue = Self { wal, disk, key, keys: state_keys, entropy, path, inner };
         // Before the first number is used, the epoch must be durable.
         queue.save(&queue.lock().state)?;
         Ok(queue)
@@ -263,7 +276,9 @@ impl Queue {
     fn save(&self, state: &State) -> Result<(), QueueError> {
         let fail = |detail: String| QueueError::State { path: self.path.clone(), detail };
         let json = serde_json::to_vec(state).map_err(|e| fail(e.to_string()))?;
-        durable::replace(self.disk.as_ref(), &self.path, &json).map_err(|e| fail(e.to_string()))
+        let keys = self.keys.current(&self.key.owner).map_err(|e| fail(e.to_string()))?;
+        let sealed = seal_object(&keys, self.entropy.as_ref(), STATE_OBJECT, &json);
+        durable::replace(self.disk.as_ref(), &self.path, &sealed).map_err(|e| fail(e.to_string()))
     }
 
     /// Makes a group of batches durable under one sync. All or nothing is promised only on `Ok`:
@@ -276,9 +291,9 @@ impl Queue {
         let (mut first, mut last) = (None, None);
         for incoming in group.iter().filter(|i| i.batch.rows() > 0) {
             let name = incoming.stream.to_string();
-            let seq_lo = *ends.entry(name.clone()).or_insert_with(|| {
-                inner.next.get(&name).copied().unwrap_or(1)
-            });
+            let seq_lo = *ends
+                .entry(name.clone())
+                .or_insert_with(|| inner.next.get(&name).copied().unwrap_or(1));
             payload.clear();
             encode(incoming, epoch, seq_lo, &mut payload);
             let lsn = match self.wal.append(self.key, &payload) {
@@ -314,7 +329,8 @@ impl Queue {
     /// After a failed append it is not known which frames are durable: a number could be used
     /// twice. A new epoch makes that impossible; equal rows collapse at the server.
     fn abandon(&self, inner: &mut Inner) {
-        inner.state.epoch = inner.state.epoch.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        inner.state.epoch =
+            inner.state.epoch.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         inner.next.clear();
         if let Err(error) = self.save(&inner.state) {
             tracing::error!(%error, "the queue's new epoch could not be stored yet");
@@ -331,12 +347,13 @@ impl Queue {
         self.lock().state.floors.get(&floor_key(stream, epoch)).copied().unwrap_or(0)
     }
 
-    /// Rows acknowledged in all epochs, per stream name.
+    /// Rows acknowledged in all epochs, per source.
     pub fn acknowledged(&self) -> BTreeMap<String, u64> {
         let mut out = BTreeMap::new();
         for (key, floor) in &self.lock().state.floors {
             if let Some((stream, _)) = key.rsplit_once('@') {
-                *out.entry(stream.to_owned()).or_insert(0) += floor;
+                let source = stream.split('/').next().unwrap_or_default();
+                *out.entry(source.to_owned()).or_insert(0) += floor;
             }
         }
         out
@@ -373,7 +390,10 @@ impl Queue {
         Ok(Some(match scanned {
             Scanned::Frame(frame) => match decode(frame.lsn, &frame.payload) {
                 Some(queued) => Next::Frame(Box::new(queued)),
-                None => Next::Lost { what: format!("frame {} of another version", frame.lsn), frames: 1 },
+                None => Next::Lost {
+                    what: format!("frame {} of another version", frame.lsn),
+                    frames: 1,
+                },
             },
             Scanned::KeyGone { lsn, .. } => {
                 Next::Lost { what: format!("frame {lsn}, whose key is gone"), frames: 1 }

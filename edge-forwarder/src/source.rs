@@ -43,7 +43,9 @@ impl FromStr for SourceKind {
             "stdin" => Ok(Self::Stdin),
             other => match other.strip_prefix("tail:") {
                 Some(path) if !path.is_empty() => Ok(Self::Tail(path.into())),
-                _ => Err(format!("`{other}` is not a source; use host-metrics, stdin or tail:PATH")),
+                _ => {
+                    Err(format!("`{other}` is not a source; use host-metrics, stdin or tail:PATH"))
+                }
             },
         }
     }
@@ -89,7 +91,9 @@ pub struct Sink {
 
 /// A name that streams may have.
 pub fn sanitise(name: &str) -> String {
-    let fine = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '/' | '-') { c } else { '_' };
+    let fine = |c: char| {
+        if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '/' | '-') { c } else { '_' }
+    };
     name.chars().map(fine).take(128).collect()
 }
 
@@ -107,15 +111,32 @@ impl Sink {
         let parsed = line::parse(text, &options);
         let mut frames = Vec::new();
         if parsed.refused > 0 {
-            let first = parsed.refusals.first().map(|r| format!("line {}, column {}: {}", r.line, r.column, r.reason));
+            let first = parsed
+                .refusals
+                .first()
+                .map(|r| format!("line {}, column {}: {}", r.line, r.column, r.reason));
             let detail = first.unwrap_or_default();
-            frames.extend(crate::gap::record(&self.name, crate::gap::Cause::Rejected, now, now, parsed.refused, &detail));
+            frames.extend(crate::gap::record(
+                &self.name,
+                crate::gap::Cause::Rejected,
+                now,
+                now,
+                parsed.refused,
+                &detail,
+            ));
         }
         for mut batch in parsed.tables {
-            let Ok(stream) = sanitise(&format!("{}/{}", self.name, batch.table)).parse() else { continue };
+            let Ok(stream) = sanitise(&format!("{}/{}", self.name, batch.table)).parse() else {
+                continue;
+            };
             // From here on a row is known by its number in the frame.
             batch.line = (1..).take(batch.rows()).collect();
-            frames.push(Incoming { stream, database: self.database.clone(), batch, position: None });
+            frames.push(Incoming {
+                stream,
+                database: self.database.clone(),
+                batch,
+                position: None,
+            });
         }
         // Only the last frame moves the source on: if a crash keeps just the first ones, the
         // lines are read again and equal rows collapse.

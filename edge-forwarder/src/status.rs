@@ -22,8 +22,8 @@ pub struct Status {
     pub last_error: Option<String>,
     /// Rows acknowledged by the server, ever.
     pub rows_acked: u64,
-    /// The same per stream.
-    pub streams: BTreeMap<String, u64>,
+    /// The same per source; table names stay in the sealed queue.
+    pub acked: BTreeMap<String, u64>,
     /// Rows queued since the start, and found in the queue then.
     pub rows_queued: u64,
     /// Frames sent and not yet acknowledged.

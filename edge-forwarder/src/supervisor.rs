@@ -82,7 +82,7 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
         .map_err(|_| RunError::Locked(plan.data_dir.display().to_string()))?;
     let queue = Arc::new(Queue::open(
         Arc::clone(&disk),
-        entropy.as_ref(),
+        Arc::clone(&entropy),
         identity.queue_keys(),
         identity.device,
         &plan.data_dir.join("queue"),
@@ -107,7 +107,13 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
             clock: Arc::clone(&clock),
             database: plan.database.clone(),
         };
-        sources.spawn(keep_running(kind, sink, Arc::clone(&queue), plan.interval, Arc::clone(&restarts)));
+        sources.spawn(keep_running(
+            kind,
+            sink,
+            Arc::clone(&queue),
+            plan.interval,
+            Arc::clone(&restarts),
+        ));
     }
     let seen: Arc<Mutex<Seen>> = Arc::default();
     let uplink = Uplink {
@@ -123,13 +129,13 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
     tokio::spawn(uplink.run());
     let report = || {
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let streams = queue.acknowledged();
+        let acked = queue.acknowledged();
         let status = Status {
             time_ns: clock.now_ns(),
             connected: seen.connected,
             last_error: seen.last_error,
-            rows_acked: streams.values().sum(),
-            streams,
+            rows_acked: acked.values().sum(),
+            acked,
             rows_queued: queue.rows_queued(),
             frames_in_flight: seen.in_flight,
             queue_bytes: queue.bytes(),
@@ -182,7 +188,9 @@ async fn keep_running(
         let run = {
             let sink = sink.clone();
             match kind.clone() {
-                SourceKind::HostMetrics => source::host::run(sink, interval, identity::host_name()).boxed(),
+                SourceKind::HostMetrics => {
+                    source::host::run(sink, interval, identity::host_name()).boxed()
+                }
                 SourceKind::Stdin => source::stdin::run(sink).boxed(),
                 SourceKind::Tail(path) => {
                     let start = queue.position(&sink.name);
@@ -270,7 +278,14 @@ fn queue_loop(
         }
         if !full && dropped > 0 {
             let now = clock.now_ns();
-            frames.extend(gap::record("host", Cause::BufferFull, dropped_since, now, dropped, "the queue was full"));
+            frames.extend(gap::record(
+                "host",
+                Cause::BufferFull,
+                dropped_since,
+                now,
+                dropped,
+                "the queue was full",
+            ));
             dropped = 0;
         }
         let durable = match queue.append(&frames) {

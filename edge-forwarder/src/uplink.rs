@@ -22,7 +22,11 @@ use arrow::{
 };
 use arrow_flight::{FlightData, PutResult, utils::batches_to_flight_data};
 use futures::StreamExt;
-use millrace_platform::{clock::Clock, entropy::{Entropy, random_u64}, net::Dialer};
+use millrace_platform::{
+    clock::Clock,
+    entropy::{Entropy, random_u64},
+    net::Dialer,
+};
 use millrace_protocol::{
     arrow::to_record_batch,
     ids::{Epoch, SeqNo, StreamId},
@@ -365,7 +369,8 @@ impl Uplink {
         if answer.app_metadata.is_empty() {
             return Ok(());
         }
-        let ack = PutAck::from_bytes(&answer.app_metadata).map_err(|e| Ended::NoAck(e.to_string()))?;
+        let ack =
+            PutAck::from_bytes(&answer.app_metadata).map_err(|e| Ended::NoAck(e.to_string()))?;
         if ack.key.device != self.identity.device || ack.key.stream != *stream {
             return Err(Ended::NoAck("it names another stream".to_owned()));
         }
@@ -380,7 +385,10 @@ impl Uplink {
                 drop(self.gaps.send(record).await);
             }
         }
-        let fork = session.forks.iter().find(|((s, _), (epoch, _))| s == stream && *epoch == ack.key.epoch.0);
+        let fork = session
+            .forks
+            .iter()
+            .find(|((s, _), (epoch, _))| s == stream && *epoch == ack.key.epoch.0);
         let (epoch, hi) = match fork {
             Some(((_, epoch), (_, offset))) => (*epoch, ack.hi.0 + offset),
             None => (ack.key.epoch.0, ack.hi.0),

@@ -18,11 +18,7 @@ use datafusion::{
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use millrace_control::ReadScope;
-use millrace_platform::{
-    clock::Clock,
-    map::Map,
-    metric::Metric,
-};
+use millrace_platform::{clock::Clock, map::Map, metric::Metric};
 use millrace_protocol::ids::TenantId;
 use millrace_storage::Engine;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -75,7 +71,9 @@ pub struct QueryAnswer {
 
 impl std::fmt::Debug for QueryAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("QueryAnswer").field("columns", &self.schema.fields().len()).finish_non_exhaustive()
+        f.debug_struct("QueryAnswer")
+            .field("columns", &self.schema.fields().len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -260,8 +258,7 @@ async fn execute(
     batches: mpsc::Sender<Result<RecordBatch, QueryError>>,
 ) -> Result<(), QueryError> {
     let statement = guard::parse(&sql)?;
-    let snapshot =
-        storage.snapshot(tenant).map_err(|e| QueryError::Unavailable(e.to_string()))?;
+    let snapshot = storage.snapshot(tenant).map_err(|e| QueryError::Unavailable(e.to_string()))?;
     let context = session::open(&snapshot, &database, &limits)?;
     let mut plan = context.state().statement_to_plan(statement).await?;
     SQLOptions::new()

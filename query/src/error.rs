@@ -11,7 +11,9 @@ pub enum QueryError {
     #[error("the SQL does not parse: {0}")]
     Syntax(String),
     /// The statement is not one that may be run.
-    #[error("this statement is not allowed: {0}; allowed are SELECT, WITH, VALUES, EXPLAIN, SHOW TABLES, SHOW COLUMNS and DESCRIBE")]
+    #[error(
+        "this statement is not allowed: {0}; allowed are SELECT, WITH, VALUES, EXPLAIN, SHOW TABLES, SHOW COLUMNS and DESCRIBE"
+    )]
     NotAllowed(String),
     /// A table, column or function that does not exist.
     #[error("{0}")]
@@ -35,7 +37,9 @@ pub enum QueryError {
     #[error("the query needs more memory than it may use; narrow its time range or group by less")]
     Memory,
     /// Too many at once.
-    #[error("this tenant already has {running} queries running and {queued} waiting; try again in a moment")]
+    #[error(
+        "this tenant already has {running} queries running and {queued} waiting; try again in a moment"
+    )]
     Busy {
         /// Running.
         running: usize,
@@ -46,7 +50,9 @@ pub enum QueryError {
     #[error("{0}")]
     Unavailable(String),
     /// A bug or damage; details are in the server's log.
-    #[error("the query failed inside the server; the operator finds the reason in the server log under {0}")]
+    #[error(
+        "the query failed inside the server; the operator finds the reason in the server log under {0}"
+    )]
     Internal(String),
 }
 
@@ -97,13 +103,13 @@ impl From<DataFusionError> for QueryError {
             DataFusionError::SQL(e, _) => Self::Syntax(clean(&e.to_string())),
             DataFusionError::SchemaError(e, _) => Self::Unknown(clean(&e.to_string())),
             DataFusionError::ResourcesExhausted(_) => Self::Memory,
-            DataFusionError::Plan(text) if text.contains("not found") => {
-                Self::Unknown(clean(text))
-            }
+            DataFusionError::Plan(text) if text.contains("not found") => Self::Unknown(clean(text)),
             DataFusionError::Plan(text) if text.contains("Invalid function") => {
                 Self::Unknown(clean(text))
             }
-            DataFusionError::Plan(text) if text.contains("parameter") || text.contains("placeholder") => {
+            DataFusionError::Plan(text)
+                if text.contains("parameter") || text.contains("placeholder") =>
+            {
                 Self::Params(clean(text))
             }
             DataFusionError::Plan(text) if text.contains("not supported: ") => {

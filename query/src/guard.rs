@@ -48,7 +48,8 @@ pub(crate) fn parse(sql: &str) -> Result<Statement, QueryError> {
         .build()
         .and_then(|mut p| p.parse_statements())
         .map_err(|e| QueryError::from(e))?;
-    let statement = statements.pop_front().ok_or_else(|| QueryError::Syntax("it is empty".into()))?;
+    let statement =
+        statements.pop_front().ok_or_else(|| QueryError::Syntax("it is empty".into()))?;
     if !statements.is_empty() {
         return Err(QueryError::NotAllowed("more than one statement".into()));
     }
@@ -58,22 +59,35 @@ pub(crate) fn parse(sql: &str) -> Result<Statement, QueryError> {
 
 fn check_tokens(sql: &str) -> Result<(), QueryError> {
     let dialect = PostgreSqlDialect {};
-    let tokens = Tokenizer::new(&dialect, sql)
-        .tokenize()
-        .map_err(|e| QueryError::Syntax(e.to_string()))?;
+    let tokens =
+        Tokenizer::new(&dialect, sql).tokenize().map_err(|e| QueryError::Syntax(e.to_string()))?;
     let (mut count, mut operators, mut depth, mut joins, mut sets) = (0, 0, 0usize, 0, 0);
-    let over = |what: &str, limit: usize| {
-        Err(QueryError::TooComplex(format!("more than {limit} {what}")))
-    };
+    let over =
+        |what: &str, limit: usize| Err(QueryError::TooComplex(format!("more than {limit} {what}")));
     for token in &tokens {
         match token {
             Token::Whitespace(_) => continue,
             Token::LParen | Token::LBracket | Token::LBrace => depth += 1,
             Token::RParen | Token::RBracket | Token::RBrace => depth = depth.saturating_sub(1),
-            Token::Plus | Token::Minus | Token::Mul | Token::Div | Token::Mod | Token::Eq
-            | Token::Neq | Token::Lt | Token::Gt | Token::LtEq | Token::GtEq
-            | Token::StringConcat | Token::DoubleEq | Token::Pipe | Token::Ampersand
-            | Token::Caret | Token::Tilde | Token::Colon | Token::DoubleColon => operators += 1,
+            Token::Plus
+            | Token::Minus
+            | Token::Mul
+            | Token::Div
+            | Token::Mod
+            | Token::Eq
+            | Token::Neq
+            | Token::Lt
+            | Token::Gt
+            | Token::LtEq
+            | Token::GtEq
+            | Token::StringConcat
+            | Token::DoubleEq
+            | Token::Pipe
+            | Token::Ampersand
+            | Token::Caret
+            | Token::Tilde
+            | Token::Colon
+            | Token::DoubleColon => operators += 1,
             Token::Word(word) => match word.keyword {
                 Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::LIKE | Keyword::IS => {
                     operators += 1;
@@ -84,8 +98,10 @@ fn check_tokens(sql: &str) -> Result<(), QueryError> {
                 Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT => sets += 1,
                 _ => {}
             },
-            Token::SingleQuotedString(s) | Token::DoubleQuotedString(s)
-            | Token::NationalStringLiteral(s) | Token::HexStringLiteral(s)
+            Token::SingleQuotedString(s)
+            | Token::DoubleQuotedString(s)
+            | Token::NationalStringLiteral(s)
+            | Token::HexStringLiteral(s)
             | Token::EscapedStringLiteral(s)
                 if s.len() > LITERAL_BYTES_MAX =>
             {

@@ -41,7 +41,10 @@ impl Params {
                 Ok(Some(ParamValues::from(values?)))
             }
             Self::Named(map) => {
-                #[expect(clippy::disallowed_types, reason = "DataFusion's parameter map is a std one")]
+                #[expect(
+                    clippy::disallowed_types,
+                    reason = "DataFusion's parameter map is a std one"
+                )]
                 let mut out = std::collections::HashMap::new();
                 for (name, value) in map {
                     out.insert(name.trim_start_matches('$').to_owned(), scalar(value)?);

@@ -91,11 +91,18 @@ impl TableProvider for SnapshotTable {
         let scan = Arc::new(scan);
         let partitions: Vec<Arc<dyn PartitionStream>> = (0..scan.partitions())
             .map(|partition| {
-                Arc::new(Partition { scan: Arc::clone(&scan), partition }) as Arc<dyn PartitionStream>
+                Arc::new(Partition { scan: Arc::clone(&scan), partition })
+                    as Arc<dyn PartitionStream>
             })
             .collect();
-        let exec =
-            StreamingTableExec::try_new(Arc::clone(&scan.schema), partitions, None, [], false, limit)?;
+        let exec = StreamingTableExec::try_new(
+            Arc::clone(&scan.schema),
+            partitions,
+            None,
+            [],
+            false,
+            limit,
+        )?;
         Ok(Arc::new(exec))
     }
 }
@@ -106,7 +113,10 @@ fn read_error(e: millrace_storage::ReadError) -> DataFusionError {
         ReadError::TenantGone => QueryError::Unavailable(e.to_string()),
         other => {
             tracing::error!(error = %other, "reading for a query failed");
-            QueryError::Unavailable("some of the data cannot be read; the operator finds the reason in the server log".to_owned())
+            QueryError::Unavailable(
+                "some of the data cannot be read; the operator finds the reason in the server log"
+                    .to_owned(),
+            )
         }
     };
     DataFusionError::External(Box::new(error))
@@ -124,7 +134,13 @@ impl fmt::Debug for Partition {
         write!(
             f,
             "partition {}: files {}/{}/{} (read/in range/all), series {}/{}, rows <= {}",
-            self.partition, s.files_read, s.files_in_range, s.files, s.series_read, s.series, s.rows
+            self.partition,
+            s.files_read,
+            s.files_in_range,
+            s.files,
+            s.series_read,
+            s.series,
+            s.rows
         )
     }
 }

@@ -13,7 +13,10 @@ use datafusion::{
         datatypes::{Field, Schema},
     },
     catalog::Session,
-    common::{DFSchema, tree_node::{Transformed, TreeNode}},
+    common::{
+        DFSchema,
+        tree_node::{Transformed, TreeNode},
+    },
     error::Result,
     logical_expr::{BinaryExpr, Expr, Operator},
     scalar::ScalarValue,
@@ -49,7 +52,10 @@ fn has_subquery(filter: &Expr) -> bool {
         .exists(|e| {
             Ok(matches!(
                 e,
-                Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::OuterReferenceColumn(..)
+                Expr::ScalarSubquery(_)
+                    | Expr::InSubquery(_)
+                    | Expr::Exists(_)
+                    | Expr::OuterReferenceColumn(..)
             ))
         })
         .unwrap_or(true)
@@ -59,7 +65,9 @@ fn literal_ns(expr: &Expr) -> Option<i64> {
     match expr {
         Expr::Literal(ScalarValue::TimestampNanosecond(Some(ns), _), _) => Some(*ns),
         Expr::Literal(ScalarValue::TimestampMicrosecond(Some(us), _), _) => us.checked_mul(1_000),
-        Expr::Literal(ScalarValue::TimestampMillisecond(Some(ms), _), _) => ms.checked_mul(1_000_000),
+        Expr::Literal(ScalarValue::TimestampMillisecond(Some(ms), _), _) => {
+            ms.checked_mul(1_000_000)
+        }
         Expr::Literal(ScalarValue::TimestampSecond(Some(s), _), _) => s.checked_mul(1_000_000_000),
         _ => None,
     }

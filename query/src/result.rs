@@ -71,7 +71,10 @@ impl FromStr for Format {
 }
 
 /// Encodes an answer piece by piece.
-pub fn encode(format: Format, answer: QueryAnswer) -> BoxStream<'static, Result<Bytes, QueryError>> {
+pub fn encode(
+    format: Format,
+    answer: QueryAnswer,
+) -> BoxStream<'static, Result<Bytes, QueryError>> {
     let encoder = match encoder::Encoder::new(format, &answer.schema) {
         Ok(encoder) => encoder,
         Err(e) => return futures::stream::once(async { Err(e) }).boxed(),

@@ -23,8 +23,19 @@ use crate::{engine::QueryLimits, provider::SnapshotTable};
 /// Functions that can make a value of any size from a few bytes of SQL, or that tell about the
 /// host. They are not registered, so that a query that names them is an unknown function.
 const LEFT_OUT: &[&str] = &[
-    "repeat", "lpad", "rpad", "range", "generate_series", "gen_series", "array_repeat",
-    "list_repeat", "array_resize", "list_resize", "array_pad", "list_pad", "arrow_metadata",
+    "repeat",
+    "lpad",
+    "rpad",
+    "range",
+    "generate_series",
+    "gen_series",
+    "array_repeat",
+    "list_repeat",
+    "array_resize",
+    "list_resize",
+    "array_pad",
+    "list_pad",
+    "arrow_metadata",
     "getdate",
 ];
 

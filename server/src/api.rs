@@ -124,7 +124,11 @@ async fn metrics(
                 .filter(|l| l.contains(&own))
                 .fold(String::new(), |all, line| all + line + "\n")
         }
-        _ => return Err(Problem::forbidden("the operator's token or a tenant's admin token is needed")),
+        _ => {
+            return Err(Problem::forbidden(
+                "the operator's token or a tenant's admin token is needed",
+            ));
+        }
     };
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }

@@ -38,7 +38,9 @@ enum Command {
         command: manage::TenantCommand,
     },
     /// Create, list and revoke tokens of a tenant.
-    #[command(after_help = "Example:\n  millrace token create --tenant acme --scope write,read --data-dir ./data")]
+    #[command(
+        after_help = "Example:\n  millrace token create --tenant acme --scope write,read --data-dir ./data"
+    )]
     Token {
         #[command(subcommand)]
         command: manage::TokenCommand,
@@ -50,10 +52,14 @@ enum Command {
         command: manage::DeviceCommand,
     },
     /// Run SQL: once with a statement, else at a prompt.
-    #[command(after_help = "Example:\n  MILLRACE_TOKEN=... millrace sql --url https://localhost:8443 --ca ./data/tls/ca.pem --format csv 'SELECT * FROM cpu LIMIT 3'")]
+    #[command(
+        after_help = "Example:\n  MILLRACE_TOKEN=... millrace sql --url https://localhost:8443 --ca ./data/tls/ca.pem --format csv 'SELECT * FROM cpu LIMIT 3'"
+    )]
     Sql(sql::SqlArgs),
     /// Show a running server's figures.
-    #[command(after_help = "Example:\n  millrace status --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token")]
+    #[command(
+        after_help = "Example:\n  millrace status --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
+    )]
     Status(manage::StatusArgs),
     /// Start everything on this machine and show an answer: server, tenant, forwarder, SQL.
     #[command(after_help = "Example:\n  millrace demo --for 30s")]
@@ -141,7 +147,9 @@ fn serve(raw: RawSettings) -> Result<(), Failure> {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::thread::available_parallelism().map_or(2, std::num::NonZero::get).min(4))
+        .worker_threads(
+            std::thread::available_parallelism().map_or(2, std::num::NonZero::get).min(4),
+        )
         .max_blocking_threads(16)
         .thread_name("io")
         .enable_all()

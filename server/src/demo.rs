@@ -139,16 +139,24 @@ impl Demo {
         let running = Running(child);
         let (tell, told) = mpsc::sync_channel(1);
         std::thread::spawn(move || {
-            for line in stdout.into_iter().flat_map(|s| BufReader::new(s).lines()).map_while(Result::ok) {
+            for line in
+                stdout.into_iter().flat_map(|s| BufReader::new(s).lines()).map_while(Result::ok)
+            {
                 if let Some(at) = line.find("https://") {
-                    let url = line.get(at..).and_then(|l| l.split_whitespace().next()).unwrap_or_default();
+                    let url = line
+                        .get(at..)
+                        .and_then(|l| l.split_whitespace().next())
+                        .unwrap_or_default();
                     drop(tell.try_send(url.to_owned()));
                 }
             }
         });
         match told.recv_timeout(Duration::from_secs(60)) {
             Ok(url) => Ok((running, url)),
-            Err(_) => Err(Failure(format!("the server did not start; see {}", self.dir.join("server.log").display()))),
+            Err(_) => Err(Failure(format!(
+                "the server did not start; see {}",
+                self.dir.join("server.log").display()
+            ))),
         }
     }
 
@@ -178,14 +186,30 @@ impl Demo {
         if self.command(&["tenant", "create", "demo", "--data-dir", &server_dir]).is_err() {
             say_step("the folder already holds a demo; it is continued");
         }
-        let token = self.command(&["token", "create", "--tenant", "demo", "--scope", "read,write", "--data-dir", &server_dir])?;
+        let token = self.command(&[
+            "token",
+            "create",
+            "--tenant",
+            "demo",
+            "--scope",
+            "read,write",
+            "--data-dir",
+            &server_dir,
+        ])?;
         let token_file = self.dir.join("demo.token");
         durable::replace(&RealDisk, &token_file, token.as_bytes())?;
         let enrolled = RealDisk.exists(&self.edge_dir().join("identity.json"))?;
         let claim = if enrolled {
             None
         } else {
-            Some(self.command(&["device", "claim", "--tenant", "demo", "--data-dir", &server_dir])?)
+            Some(self.command(&[
+                "device",
+                "claim",
+                "--tenant",
+                "demo",
+                "--data-dir",
+                &server_dir,
+            ])?)
         };
         say_step("2/5 starting the server (TLS only)");
         let (mut server, url) = self.server()?;
@@ -203,16 +227,26 @@ impl Demo {
         }
         say_step("4/5 streaming this machine's metrics through the forwarder");
         let mut forwarder = self.forwarder()?;
-        let remote = Remote { url: Some(url.clone()), ca: Some(self.ca()), token_file: Some(token_file.clone()) };
+        let remote = Remote {
+            url: Some(url.clone()),
+            ca: Some(self.ca()),
+            token_file: Some(token_file.clone()),
+        };
         let client = remote.client()?;
         let ask = |sql: &str, format: &str| {
-            client.post("/api/v3/query_sql", &json!({ "db": "default", "q": sql, "format": format }))
+            client
+                .post("/api/v3/query_sql", &json!({ "db": "default", "q": sql, "format": format }))
         };
         let started = clock.monotonic();
         let warm = Duration::from_secs(4);
-        while clock.monotonic().saturating_sub(started) < warm || ask("SELECT count(*) FROM host_load", "json").is_err() {
+        while clock.monotonic().saturating_sub(started) < warm
+            || ask("SELECT count(*) FROM host_load", "json").is_err()
+        {
             if clock.monotonic().saturating_sub(started) > Duration::from_secs(60) {
-                return Err(Failure(format!("no rows arrived; see {}", self.dir.join("edge.log").display())));
+                return Err(Failure(format!(
+                    "no rows arrived; see {}",
+                    self.dir.join("edge.log").display()
+                )));
             }
             wait(Duration::from_millis(200));
         }
@@ -234,7 +268,8 @@ impl Demo {
             }
             Some(length) => {
                 while clock.monotonic().saturating_sub(started) < length {
-                    self.progress.set_message(format!("streaming; ends after {} s", length.as_secs()));
+                    self.progress
+                        .set_message(format!("streaming; ends after {} s", length.as_secs()));
                     wait(Duration::from_millis(200));
                 }
                 forwarder.stop();
@@ -247,18 +282,27 @@ impl Demo {
 
     /// Rows that the forwarder had acknowledged against rows that SQL counts.
     fn compare(&self, ask: &dyn Fn(&str, &str) -> Result<Vec<u8>, Failure>) -> Result<(), Failure> {
-        let status = millrace_platform::disk::read_file(&RealDisk, &self.edge_dir().join("status.json"), 1 << 20)?;
+        let status = millrace_platform::disk::read_file(
+            &RealDisk,
+            &self.edge_dir().join("status.json"),
+            1 << 20,
+        )?;
         let status: Value = serde_json::from_slice(&status)?;
-        let streams = status.get("streams").and_then(Value::as_object).cloned().unwrap_or_default();
-        let (mut acked, mut found) = (0, 0);
-        for (stream, rows) in &streams {
-            let table = if stream == "gaps" { "edge_gaps" } else { stream.rsplit('/').next().unwrap_or(stream) };
-            acked += rows.as_u64().unwrap_or(0);
-            let answer = ask(&format!("SELECT count(*) AS n FROM \"{table}\""), "json")?;
+        let acked = status.get("rows_acked").and_then(Value::as_u64).unwrap_or(0);
+        let tables = ask(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = 'default'",
+            "json",
+        )?;
+        let tables: Value = serde_json::from_slice(&tables)?;
+        let mut found = 0;
+        for table in tables.as_array().into_iter().flatten() {
+            let name = table.get("table_name").and_then(Value::as_str).unwrap_or_default();
+            let answer = ask(&format!("SELECT count(*) AS n FROM \"{name}\""), "json")?;
             let answer: Value = serde_json::from_slice(&answer)?;
             found += answer.pointer("/0/n").and_then(Value::as_u64).unwrap_or(0);
         }
-        let verdict = format!("rows acknowledged to the forwarder: {acked}, rows that SQL counts: {found}");
+        let verdict =
+            format!("rows acknowledged to the forwarder: {acked}, rows that SQL counts: {found}");
         // Rows whose ack was on its way when the forwarder stopped are stored but not counted here.
         if acked == 0 || found < acked {
             return Err(Failure(format!("{verdict}: the demo failed")));

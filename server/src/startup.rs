@@ -142,7 +142,11 @@ async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, 
     Ok(Arc::new(engine))
 }
 
-fn query(control: &Control, engine: &Arc<Engine>, settings: &Settings) -> Result<Arc<QueryEngine>, StartError> {
+fn query(
+    control: &Control,
+    engine: &Arc<Engine>,
+    settings: &Settings,
+) -> Result<Arc<QueryEngine>, StartError> {
     let limits = QueryLimits {
         memory_bytes: settings.query_bytes,
         timeout: Duration::from_secs(settings.query_timeout_s),
@@ -154,7 +158,10 @@ fn query(control: &Control, engine: &Arc<Engine>, settings: &Settings) -> Result
 }
 
 /// Runs the server until a signal; `ready` is told the address once it listens.
-pub async fn run(settings: Settings, ready: impl FnOnce(std::net::SocketAddr)) -> Result<(), StartError> {
+pub async fn run(
+    settings: Settings,
+    ready: impl FnOnce(std::net::SocketAddr),
+) -> Result<(), StartError> {
     let control = control(&settings.data_dir)?;
     let metrics = metrics()?;
     let tls_dir = settings.data_dir.join("tls");

@@ -6,10 +6,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use futures::{
-    channel::oneshot,
-    future::BoxFuture,
-};
+use futures::{channel::oneshot, future::BoxFuture};
 use millrace_crypto::key::TenantKeySource;
 use millrace_platform::{
     clock::Clock,
@@ -28,8 +25,8 @@ use object_store::ObjectStore;
 use crate::{
     column_file::reader::read_section,
     files::{FileAccess, FileCache},
-    gc::{self, Garbage},
     flush::{FlushError, FlushReport, Maintenance},
+    gc::{self, Garbage},
     limits::EngineLimits,
     manifest::{ManifestError, ManifestStore},
     object::local::DurableLocalStore,
@@ -38,7 +35,7 @@ use crate::{
     shard::{
         replay::{self, ReplayError, ReplayReport},
         table::TableHandle,
-        tenant::{TenantHandle, Tables},
+        tenant::{Tables, TenantHandle},
         watermark::Watermarks,
         writer::{Receipt, Sealed, ShardWriter, WriteError, WriteRequest},
     },
@@ -101,7 +98,9 @@ pub enum OpenError {
         detail: String,
     },
     /// The log ends before what the manifest says is flushed.
-    #[error("the log ends at record {log} but the manifest covers {manifest}; the log directory is not the one that belongs to this manifest")]
+    #[error(
+        "the log ends at record {log} but the manifest covers {manifest}; the log directory is not the one that belongs to this manifest"
+    )]
     LogBehind {
         /// The log's next record.
         log: u64,
@@ -220,8 +219,17 @@ impl Shard {
             Arc::clone(&shared),
             shared.durable_lsn(),
         );
-        let maintenance =
-            Maintenance { manifest, store, keys, entropy, shared, cache, limits, wal, garbage: Garbage::default() };
+        let maintenance = Maintenance {
+            manifest,
+            store,
+            keys,
+            entropy,
+            shared,
+            cache,
+            limits,
+            wal,
+            garbage: Garbage::default(),
+        };
         // Nobody reads yet: whatever no manifest names is left over from a crash.
         let mut maintenance = maintenance;
         maintenance.sweep(Duration::ZERO, Duration::ZERO).await?;
@@ -368,9 +376,9 @@ impl Engine {
         };
         let maintain_thread = {
             let to_writer = to_writer.clone();
-            std::thread::Builder::new()
-                .name("maintenance".into())
-                .spawn(move || maintain_loop(maintenance, &maintenance_queue, &to_writer, clock.as_ref()))?
+            std::thread::Builder::new().name("maintenance".into()).spawn(move || {
+                maintain_loop(maintenance, &maintenance_queue, &to_writer, clock.as_ref())
+            })?
         };
         let threads = std::sync::Mutex::new(vec![write_thread, maintain_thread]);
         Ok(Self { to_writer, to_maintenance, shared, access, wal, limits, threads, replay })
@@ -379,7 +387,9 @@ impl Engine {
     /// Stores rows; ready when they are durable and visible.
     pub fn write(&self, request: WriteRequest) -> BoxFuture<'static, Result<Receipt, WriteError>> {
         if self.shared.memtable_bytes() > self.limits.memtable_bytes_max {
-            return Box::pin(async { Err(WriteError::Busy("memory is full until a flush is done")) });
+            return Box::pin(async {
+                Err(WriteError::Busy("memory is full until a flush is done"))
+            });
         }
         let (answer, done) = oneshot::channel();
         let sent = self.to_writer.try_send(ToWriter::Write(Box::new(request), answer));
@@ -530,7 +540,10 @@ fn maintain_loop(
         let done = flush_once(&mut maintenance, &mut unfinished, to_writer);
         if let Err(error) = &done {
             metrics::counter!(Metric::FlushFailures.name()).increment(1);
-            tracing::error!(error, "a flush failed; its rows stay in the log and it is tried again");
+            tracing::error!(
+                error,
+                "a flush failed; its rows stay in the log and it is tried again"
+            );
         }
         if let Some(answer) = answer {
             drop(answer.send(done));

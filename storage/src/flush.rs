@@ -26,7 +26,10 @@ use crate::{
     files::{FileAccess, FileCache},
     gc::Garbage,
     limits::EngineLimits,
-    manifest::{CommitError, Delta, FileEntry, ManifestStore, SeriesSection, StreamState, TableDelta, TenantDelta},
+    manifest::{
+        CommitError, Delta, FileEntry, ManifestStore, SeriesSection, StreamState, TableDelta,
+        TenantDelta,
+    },
     memtable::{
         chunk::Chunk,
         sort::{RowFilter, sort_chunks},

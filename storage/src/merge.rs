@@ -194,7 +194,6 @@ fn take_pieces(arrays: &[&ArrayRef], plan: &Plan) -> Result<ArrayRef, ArrowError
     Ok(make_array(out.freeze()))
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
@@ -272,7 +271,8 @@ mod tests {
     }
 
     fn rows() -> impl Strategy<Value = Vec<Row>> {
-        let row = (0u32..4, 0i64..12, proptest::option::of(0.0..9.0f64), proptest::option::of("[a-c]"));
+        let row =
+            (0u32..4, 0i64..12, proptest::option::of(0.0..9.0f64), proptest::option::of("[a-c]"));
         proptest::collection::vec(row, 1..30)
     }
 

@@ -139,7 +139,9 @@ pub enum ReadError {
     #[error("merging rows failed: {0}")]
     Merge(#[from] ArrowError),
     /// A file names a series that the dictionary does not have.
-    #[error("a column file names series {0}, which the series dictionary does not have; run `millrace fsck`")]
+    #[error(
+        "a column file names series {0}, which the series dictionary does not have; run `millrace fsck`"
+    )]
     UnknownSeries(millrace_protocol::ids::SeriesId),
 }
 
@@ -329,8 +331,10 @@ fn memory_run(
     fields: &[(u32, FieldType)],
 ) -> Result<Option<Run>, ReadError> {
     let chunks = table.version.chunks();
-    let filter =
-        RowFilter { time: request.time.clone(), series: request.series.as_ref().map(|s| s.as_slice()) };
+    let filter = RowFilter {
+        time: request.time.clone(),
+        series: request.series.as_ref().map(|s| s.as_slice()),
+    };
     let mut runs = sort_chunks(&chunks, &filter, fields, &table.series, 0)?;
     Ok(runs.pop_first().map(|(_, run)| run))
 }
@@ -484,8 +488,8 @@ fn project(plan: &Plan, merged: &merge::Merged) -> Result<RecordBatch, ReadError
             ColumnRef::Tag(i) => tag_column(plan, *i, &merged.series)?,
         });
     }
-    let options = arrow::array::RecordBatchOptions::new()
-        .with_row_count(Some(merged.batch.num_rows()));
+    let options =
+        arrow::array::RecordBatchOptions::new().with_row_count(Some(merged.batch.num_rows()));
     Ok(RecordBatch::try_new_with_options(Arc::clone(&plan.schema), columns, &options)?)
 }
 
@@ -495,10 +499,8 @@ fn tag_column(plan: &Plan, tag: usize, series: &[(u32, usize)]) -> Result<ArrayR
     let mut values: Vec<&str> = Vec::new();
     let mut keys: Vec<Option<i32>> = Vec::new();
     for (rank, rows) in series {
-        let entry = view
-            .order
-            .get(*rank as usize)
-            .and_then(|ordinal| view.entries.get(*ordinal as usize));
+        let entry =
+            view.order.get(*rank as usize).and_then(|ordinal| view.entries.get(*ordinal as usize));
         let value = entry.and_then(|e| e.key.get(name));
         let key = match value {
             None => None,

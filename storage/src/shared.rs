@@ -46,10 +46,7 @@ impl Shared {
     /// Puts a recovered tenant in place.
     pub(crate) fn insert(&self, handle: TenantHandle, next_table_id: u64) {
         let id = handle.id;
-        self.tenants
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, Arc::new(handle));
+        self.tenants.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(handle));
         self.next_table_ids
             .write()
             .unwrap_or_else(PoisonError::into_inner)

@@ -68,6 +68,10 @@ pub(crate) fn take(tenant: &TenantHandle, lsn: u64, access: &FileAccess) -> Tena
     for ((database, table), handle) in tenant.tables().iter() {
         // Version before series: a row's series is in the dictionary before the row is visible.
         let version = handle.current.load_full();
+        if version.schema.version == 0 {
+            // Its first rows are still on their way to the log.
+            continue;
+        }
         let snapshot = TableSnapshot {
             schema: Arc::clone(&version.schema),
             series: handle.dictionary.view(),

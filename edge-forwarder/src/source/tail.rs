@@ -24,7 +24,10 @@ fn decode(bytes: &[u8]) -> Option<(u64, u64)> {
     Some((u64::from_le_bytes(*inode), u64::from_le_bytes(offset)))
 }
 
-#[expect(clippy::disallowed_methods, reason = "the inode of a foreign file; the disk trait has none")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the inode of a foreign file; the disk trait has none"
+)]
 fn inode(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|m| m.ino())
 }

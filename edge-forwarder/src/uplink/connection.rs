@@ -122,7 +122,11 @@ impl Connection {
             .connect_with_connector(dial)
             .await
             .map_err(|e| ConnectError::Reach(chain(&e)))?;
-        Ok(Self { channel, agent: agent(&identity.ca_pem, Some(identity))?, base: identity.url.clone() })
+        Ok(Self {
+            channel,
+            agent: agent(&identity.ca_pem, Some(identity))?,
+            base: identity.url.clone(),
+        })
     }
 
     /// A Flight client on this connection.

@@ -156,7 +156,9 @@ pub enum CatalogError {
         detail: String,
     },
     /// A bad name.
-    #[error("`{0}` is not a valid name: use 1 to 63 characters of a-z 0-9 and -, beginning with a letter")]
+    #[error(
+        "`{0}` is not a valid name: use 1 to 63 characters of a-z 0-9 and -, beginning with a letter"
+    )]
     Name(String),
     /// A taken name.
     #[error("there is already a tenant `{0}`")]
@@ -213,8 +215,8 @@ impl Catalog {
         let exists = disk.exists(&path).map_err(|e| fail(e.to_string()))?;
         let mut state = State { version: 1, ..State::default() };
         if exists {
-            let sealed = read_file(disk.as_ref(), &path, FILE_BYTES_MAX)
-                .map_err(|e| fail(e.to_string()))?;
+            let sealed =
+                read_file(disk.as_ref(), &path, FILE_BYTES_MAX).map_err(|e| fail(e.to_string()))?;
             let json = open_object(keys.as_ref(), &SYSTEM, OBJECT, &sealed)
                 .map_err(|e| fail(e.to_string()))?;
             state = serde_json::from_slice(&json).map_err(|e| fail(e.to_string()))?;
@@ -239,7 +241,10 @@ impl Catalog {
     }
 
     /// Applies a change to a copy, stores it, and only then lets it count.
-    fn change<T>(&self, f: impl FnOnce(&mut State) -> Result<T, CatalogError>) -> Result<T, CatalogError> {
+    fn change<T>(
+        &self,
+        f: impl FnOnce(&mut State) -> Result<T, CatalogError>,
+    ) -> Result<T, CatalogError> {
         let mut state = self.lock();
         let mut next = state.clone();
         let out = f(&mut next)?;
@@ -259,7 +264,12 @@ impl Catalog {
     }
 
     /// Makes a tenant. Its keys must have been made under `id` before: see [`Self::new_tenant_id`].
-    pub fn create_tenant(&self, _scope: OperatorScope, id: TenantId, name: &str) -> Result<Tenant, CatalogError> {
+    pub fn create_tenant(
+        &self,
+        _scope: OperatorScope,
+        id: TenantId,
+        name: &str,
+    ) -> Result<Tenant, CatalogError> {
         if !valid_name(name) {
             return Err(CatalogError::Name(name.chars().take(80).collect()));
         }
@@ -382,7 +392,11 @@ impl Catalog {
     }
 
     /// Makes a claim code for one device; shown only here. Returns its end (ns).
-    pub fn create_claim(&self, scope: AdminScope, name: &str) -> Result<(Secret, i64), CatalogError> {
+    pub fn create_claim(
+        &self,
+        scope: AdminScope,
+        name: &str,
+    ) -> Result<(Secret, i64), CatalogError> {
         self.tenant(scope.tenant())?;
         let (id, secret, hash) = token::make::<16>("mrc", self.entropy.as_ref());
         let now = self.clock.now_ns();

@@ -83,7 +83,9 @@ pub fn allowed(principal: &Principal, action: Action) -> bool {
         },
         Principal::Device { .. } => matches!(action, A::WriteStream),
         // The operator runs the server and makes first credentials; tenant data is not its own.
-        Principal::Operator => matches!(action, A::AdministerServer | A::AdministerTenant | A::SeeMetrics),
+        Principal::Operator => {
+            matches!(action, A::AdministerServer | A::AdministerTenant | A::SeeMetrics)
+        }
     }
 }
 
@@ -150,13 +152,8 @@ mod tests {
     #[test]
     fn a2_every_cell_of_the_table_is_as_promised() {
         let tenant = TenantId([1; 16]);
-        let token = |read, write, admin| Principal::Token {
-            tenant,
-            token: "t".into(),
-            read,
-            write,
-            admin,
-        };
+        let token =
+            |read, write, admin| Principal::Token { tenant, token: "t".into(), read, write, admin };
         let device = Principal::Device { tenant, device: DeviceId([2; 16]) };
         // Query, Write, WriteStream, AdministerTenant, AdministerServer, SeeMetrics
         let table = [

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use millrace_crypto::{ledger::KeyLedger, kms::local::LocalKeyFile};
+use millrace_crypto::{kms::local::LocalKeyFile, ledger::KeyLedger};
 use millrace_platform::{
     disk::Disk,
     entropy::Entropy,
@@ -18,7 +18,8 @@ fn open(disk: &SimDisk, clock: &SimClock, seed: u64) -> Catalog {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     disk.create_dir_all(Path::new("/d/keys")).unwrap();
     let provider =
-        LocalKeyFile::open(Arc::clone(&disk), Arc::clone(&entropy), Path::new("/d/keys/root.key")).unwrap();
+        LocalKeyFile::open(Arc::clone(&disk), Arc::clone(&entropy), Path::new("/d/keys/root.key"))
+            .unwrap();
     let ledger = KeyLedger::open(
         Arc::clone(&disk),
         Arc::clone(&entropy),
@@ -26,7 +27,8 @@ fn open(disk: &SimDisk, clock: &SimClock, seed: u64) -> Catalog {
         Path::new("/d/keys/ledger"),
     )
     .unwrap();
-    Catalog::open(disk, Arc::new(clock.clone()), entropy, Arc::new(ledger), Path::new("/d/control")).unwrap()
+    Catalog::open(disk, Arc::new(clock.clone()), entropy, Arc::new(ledger), Path::new("/d/control"))
+        .unwrap()
 }
 
 fn csr() -> String {
@@ -87,9 +89,15 @@ fn a1_another_tenants_token_and_device_look_like_none() {
     let theirs = catalog.revoke_token(b, &token.id).unwrap_err();
     assert_eq!(theirs, catalog.revoke_token(b, "0000").unwrap_err());
     assert!(catalog.tokens(b).is_empty() && catalog.devices(b).is_empty());
-    assert_eq!(catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), "acme"), Err(CatalogError::Exists("acme".into())));
+    assert_eq!(
+        catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), "acme"),
+        Err(CatalogError::Exists("acme".into()))
+    );
     for bad in ["", "Acme", "1a", "a b", "a/b", &"a".repeat(64)] {
-        assert!(matches!(catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), bad), Err(CatalogError::Name(_))));
+        assert!(matches!(
+            catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), bad),
+            Err(CatalogError::Name(_))
+        ));
     }
 }
 
@@ -123,7 +131,11 @@ fn e3_a_claim_works_once_in_24_hours_with_5_tries_and_a_revoked_device_is_nobody
     for _ in 0..5 {
         assert_eq!(catalog.redeem_claim(&wrong, &csr(), ""), Err(CatalogError::Claim));
     }
-    assert_eq!(catalog.redeem_claim(code.reveal(), &csr(), ""), Err(CatalogError::Claim), "out of tries");
+    assert_eq!(
+        catalog.redeem_claim(code.reveal(), &csr(), ""),
+        Err(CatalogError::Claim),
+        "out of tries"
+    );
 }
 
 /// The same id with another secret and a right check.

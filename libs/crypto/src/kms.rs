@@ -4,9 +4,9 @@
 //! token (`kms/pkcs11.rs`).
 //! Never: returns a root key; wraps without a context.
 
-pub mod local;
 #[cfg(test)]
 mod contract;
+pub mod local;
 
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +59,9 @@ pub enum KmsError {
     #[error("the wrapped key does not open: it was changed or belongs elsewhere")]
     Forged,
     /// The key file may be read by others.
-    #[error("{path} has mode {mode:o}; it must be 600 so that only its owner can read it: chmod 600 {path}")]
+    #[error(
+        "{path} has mode {mode:o}; it must be 600 so that only its owner can read it: chmod 600 {path}"
+    )]
     Loose {
         /// The file.
         path: String,
@@ -76,7 +78,12 @@ pub trait KeyProvider: Send + Sync {
     /// Makes a root key that has not existed before.
     fn create(&self) -> Result<RootKeyId, KmsError>;
     /// Wraps `key` for `context`.
-    fn wrap(&self, root: &RootKeyId, key: &Key256, context: &WrapContext) -> Result<WrappedKey, KmsError>;
+    fn wrap(
+        &self,
+        root: &RootKeyId,
+        key: &Key256,
+        context: &WrapContext,
+    ) -> Result<WrappedKey, KmsError>;
     /// Unwraps; fails with [`KmsError::Forged`] in another context.
     fn unwrap(&self, wrapped: &WrappedKey, context: &WrapContext) -> Result<Key256, KmsError>;
     /// Destroys a root key for good. Destroying it again is fine.

@@ -169,19 +169,27 @@ impl KeyLedger {
         self.lock().file.generation
     }
 
-    fn open_key(&self, state: &mut State, tenant: &[u8; 16], version: Option<u32>) -> Result<Arc<TenantKeys>, KeyError> {
+    fn open_key(
+        &self,
+        state: &mut State,
+        tenant: &[u8; 16],
+        version: Option<u32>,
+    ) -> Result<Arc<TenantKeys>, KeyError> {
         let id = hex::encode(tenant);
-        let entries = state.file.keys.get(&id).ok_or_else(|| KeyError::Gone { tenant: id.clone() })?;
+        let entries =
+            state.file.keys.get(&id).ok_or_else(|| KeyError::Gone { tenant: id.clone() })?;
         let entry = match version {
             None => entries.last(),
             Some(v) => entries.iter().find(|e| e.version == v),
         };
-        let entry = entry.ok_or(KeyError::UnknownVersion { tenant: id, version: version.unwrap_or(0) })?;
+        let entry =
+            entry.ok_or(KeyError::UnknownVersion { tenant: id, version: version.unwrap_or(0) })?;
         let version = entry.version;
         if let Some(open) = state.open.get(&(*tenant, version)) {
             return Ok(Arc::clone(open));
         }
-        let bytes = hex::decode(&entry.wrapped).map_err(|e| KeyError::Unavailable(e.to_string()))?;
+        let bytes =
+            hex::decode(&entry.wrapped).map_err(|e| KeyError::Unavailable(e.to_string()))?;
         let wrapped = WrappedKey { root: state.file.root.clone(), bytes };
         let context = WrapContext { purpose: PURPOSE, tenant: *tenant, version };
         let key = self

@@ -82,14 +82,19 @@ impl Encoder {
         let kind = match format {
             Format::Json => Kind::Json(ArrayWriter::new(out.clone()), false),
             Format::JsonLines => Kind::JsonLines(LineDelimitedWriter::new(out.clone())),
-            Format::Csv => Kind::Csv(csv::WriterBuilder::new().with_header(true).build(out.clone()), false),
-            Format::Arrow => Kind::Arrow(StreamWriter::try_new(out.clone(), schema).map_err(arrow)?),
+            Format::Csv => {
+                Kind::Csv(csv::WriterBuilder::new().with_header(true).build(out.clone()), false)
+            }
+            Format::Arrow => {
+                Kind::Arrow(StreamWriter::try_new(out.clone(), schema).map_err(arrow)?)
+            }
             Format::Parquet => {
                 let properties = WriterProperties::builder()
                     .set_compression(Compression::ZSTD(ZstdLevel::default()))
                     .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
                     .build();
-                let writer = ArrowWriter::try_new(out.clone(), Arc::clone(schema), Some(properties));
+                let writer =
+                    ArrowWriter::try_new(out.clone(), Arc::clone(schema), Some(properties));
                 Kind::Parquet(Box::new(writer.map_err(parquet)?))
             }
             Format::Pretty => Kind::Pretty(Vec::new(), 0),

@@ -53,7 +53,11 @@ pub(crate) fn make_tenant(
     let id = catalog.new_tenant_id();
     ledger.create(&id.0).map_err(|error| {
         tracing::error!(%error, "a tenant's keys could not be made");
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable", "the tenant's keys could not be made; try again")
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "keys_unavailable",
+            "the tenant's keys could not be made; try again",
+        )
     })?;
     Ok(catalog.create_tenant(scope, id, name)?)
 }
@@ -80,7 +84,8 @@ pub(crate) fn administer(
     policy::to_administer(principal, tenant).map_err(|_| Problem::forbidden(DENIED))
 }
 
-const DENIED: &str = "a token of this tenant with scope `admin`, or the operator's token, is needed";
+const DENIED: &str =
+    "a token of this tenant with scope `admin`, or the operator's token, is needed";
 
 /// A new token as JSON, its secret included: shown once.
 pub(crate) fn make_token(
@@ -106,7 +111,11 @@ fn scope_names(scopes: TokenScopes) -> Vec<&'static str> {
 }
 
 /// A new claim as JSON, its code included: shown once.
-pub(crate) fn make_claim(catalog: &Catalog, scope: AdminScope, name: &str) -> Result<Value, Problem> {
+pub(crate) fn make_claim(
+    catalog: &Catalog,
+    scope: AdminScope,
+    name: &str,
+) -> Result<Value, Problem> {
     let (code, expires_ns) = catalog.create_claim(scope, name)?;
     let tenant = catalog.tenant(scope.tenant())?;
     Ok(json!({ "tenant": tenant.name, "code": code.reveal(), "expires_ns": expires_ns }))
@@ -125,9 +134,7 @@ pub(crate) fn list_tokens(catalog: &Catalog, scope: AdminScope) -> Value {
 
 /// A tenant's devices.
 pub(crate) fn list_devices(catalog: &Catalog, scope: AdminScope) -> Value {
-    let one = |d: &millrace_control::Device| {
-        json!({ "id": d.id, "name": d.name, "enrolled_ns": d.enrolled_ns, "revoked": d.revoked })
-    };
+    let one = |d: &millrace_control::Device| json!({ "id": d.id, "name": d.name, "enrolled_ns": d.enrolled_ns, "revoked": d.revoked });
     Value::Array(catalog.devices(scope).iter().map(one).collect())
 }
 

@@ -35,7 +35,11 @@ fn token_of(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The principal of a request: its token if it shows one, else its certificate.
-pub(crate) fn principal(state: &State, headers: &HeaderMap, peer: Option<&Peer>) -> Option<Principal> {
+pub(crate) fn principal(
+    state: &State,
+    headers: &HeaderMap,
+    peer: Option<&Peer>,
+) -> Option<Principal> {
     if headers.contains_key(header::AUTHORIZATION) {
         return state.catalog.authenticate(&token_of(headers)?);
     }

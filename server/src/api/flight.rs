@@ -68,14 +68,17 @@ fn status(problem: Problem) -> Status {
 }
 
 fn unimplemented<T>(what: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("{what} is not offered; use DoGet with a JSON ticket, or HTTP")))
+    Err(Status::unimplemented(format!(
+        "{what} is not offered; use DoGet with a JSON ticket, or HTTP"
+    )))
 }
 
 impl Flight {
     fn principal<T>(&self, request: &Request<T>) -> Result<Principal, Status> {
         let peer = request.extensions().get::<Peer>();
         let headers = request.metadata().clone().into_headers();
-        auth::principal(&self.state, &headers, peer).ok_or_else(|| status(Problem::unauthenticated()))
+        auth::principal(&self.state, &headers, peer)
+            .ok_or_else(|| status(Problem::unauthenticated()))
     }
 }
 
@@ -201,16 +204,24 @@ impl FlightService for Flight {
         unimplemented("GetSchema")
     }
 
-    async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+    async fn do_get(
+        &self,
+        request: Request<Ticket>,
+    ) -> Result<Response<Self::DoGetStream>, Status> {
         let principal = self.principal(&request)?;
         let scope = policy::to_read(&principal).map_err(|e| status(Problem::from(e)))?;
-        let ticket: JsonTicket = serde_json::from_slice(&request.get_ref().ticket)
-            .map_err(|e| Status::invalid_argument(format!("bad_ticket: the ticket is not JSON with sql_query: {e}")))?;
+        let ticket: JsonTicket =
+            serde_json::from_slice(&request.get_ref().ticket).map_err(|e| {
+                Status::invalid_argument(format!(
+                    "bad_ticket: the ticket is not JSON with sql_query: {e}"
+                ))
+            })?;
         if ticket.query_type.as_deref().is_some_and(|t| t != "sql") {
             return Err(Status::invalid_argument("bad_ticket: only query_type `sql` is offered"));
         }
         let params = Params::from_json(ticket.params).map_err(|e| status(Problem::from(e)))?;
-        let database = ticket.database.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".into());
+        let database =
+            ticket.database.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".into());
         let answer = self
             .state
             .query
@@ -260,7 +271,10 @@ impl FlightService for Flight {
         unimplemented("DoExchange")
     }
 
-    async fn do_action(&self, _: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
+    async fn do_action(
+        &self,
+        _: Request<Action>,
+    ) -> Result<Response<Self::DoActionStream>, Status> {
         unimplemented("DoAction")
     }
 

@@ -77,7 +77,13 @@ trait WithType {
     fn into_response_with_type(self) -> Response;
 }
 
-impl WithType for (StatusCode, [(header::HeaderName, &'static str); 1], Json<millrace_protocol::problem::Problem>) {
+impl WithType
+    for (
+        StatusCode,
+        [(header::HeaderName, &'static str); 1],
+        Json<millrace_protocol::problem::Problem>,
+    )
+{
     fn into_response_with_type(self) -> Response {
         let mut response = (self.0, self.2).into_response();
         for (name, value) in self.1 {
@@ -109,11 +115,14 @@ impl From<WriteError> for Problem {
     fn from(e: WriteError) -> Self {
         let (status, code, retry) = match &e {
             WriteError::TenantGone => (StatusCode::FORBIDDEN, "tenant_gone", None),
-            WriteError::KeysUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable", Some(5)),
+            WriteError::KeysUnavailable(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable", Some(5))
+            }
             WriteError::Missing { .. } => (StatusCode::CONFLICT, "rows_missing", None),
             WriteError::Sequence(_) => (StatusCode::BAD_REQUEST, "bad_sequence", None),
             WriteError::Database(_) => (StatusCode::BAD_REQUEST, "bad_database", None),
             WriteError::Batch(_) => (StatusCode::BAD_REQUEST, "bad_batch", None),
+            WriteError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None),
             WriteError::Log(_) => (StatusCode::SERVICE_UNAVAILABLE, "log_unavailable", Some(1)),
             WriteError::DiskFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full", Some(10)),
             WriteError::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "busy", Some(1)),

@@ -39,9 +39,10 @@ pub(crate) async fn get(
 ) -> Result<Response, Problem> {
     if let Some(Value::String(text)) = &question.params {
         let parsed = serde_json::from_str(text);
-        question.params = Some(parsed.map_err(|e| {
-            Problem::bad_request("sql_params", format!("params is not JSON: {e}"))
-        })?);
+        question.params =
+            Some(parsed.map_err(|e| {
+                Problem::bad_request("sql_params", format!("params is not JSON: {e}"))
+            })?);
     }
     answer(&state, &principal, question).await
 }
@@ -62,12 +63,21 @@ async fn answer(
     question: Question,
 ) -> Result<Response, Problem> {
     let scope = policy::to_read(principal)?;
-    let sql = question.q.filter(|q| !q.trim().is_empty()).ok_or_else(|| {
-        Problem::bad_request("sql_syntax", "there is no SQL: give it as `q`")
-    })?;
+    let sql = question
+        .q
+        .filter(|q| !q.trim().is_empty())
+        .ok_or_else(|| Problem::bad_request("sql_syntax", "there is no SQL: give it as `q`"))?;
     let format: Format = question.format.as_deref().unwrap_or("json").parse()?;
     let params = Params::from_json(question.params.unwrap_or(Value::Null))?;
     let database = question.db.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".to_owned());
+    if database.len() > 63
+        || !database.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    {
+        return Err(Problem::bad_request(
+            "bad_database",
+            "a database has 1 to 63 characters of A-Z a-z 0-9 _ . -",
+        ));
+    }
     let answer = state.query.run(scope, &database, &sql, params).await?;
     let mut pieces = result::encode(format, answer);
     // The first piece decides the status: most errors come before any row.

@@ -59,17 +59,24 @@ async fn store(
         None => Precision::Nanosecond,
         Some(text) => text.parse().map_err(|_| {
             let shown: String = text.chars().take(20).collect();
-            Problem::bad_request("bad_precision", format!("precision `{shown}` is unknown; use ns, us, ms or s"))
+            Problem::bad_request(
+                "bad_precision",
+                format!("precision `{shown}` is unknown; use ns, us, ms or s"),
+            )
         })?,
     };
-    let encoding = headers.get(header::CONTENT_ENCODING).map(|v| v.to_str().unwrap_or("?").to_owned());
+    let encoding =
+        headers.get(header::CONTENT_ENCODING).map(|v| v.to_str().unwrap_or("?").to_owned());
     let wire = body.len();
     // Text becomes columns of about its own size; a compressed body may become far more.
-    let reserve = if encoding.is_some() { decode::DECODED_BYTES_MAX.min(wire.saturating_mul(20)) } else { 2 * wire };
-    let _reserved = state
-        .admission
-        .reserve(reserve)
-        .ok_or_else(|| Problem::busy("too many bytes are being written at once; send this again"))?;
+    let reserve = if encoding.is_some() {
+        decode::DECODED_BYTES_MAX.min(wire.saturating_mul(20))
+    } else {
+        2 * wire
+    };
+    let _reserved = state.admission.reserve(reserve).ok_or_else(|| {
+        Problem::busy("too many bytes are being written at once; send this again")
+    })?;
     let options = LineOptions {
         precision,
         default_time_ns: state.clock.now_ns(),
@@ -82,9 +89,12 @@ async fn store(
         Ok::<_, decode::DecodeError>((text, parsed))
     })
     .await
-    .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the body could not be parsed"))?
+    .map_err(|_| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the body could not be parsed")
+    })?
     .map_err(decode_problem)?;
-    metrics::counter!(Metric::IngestBytes.name(), "tenant" => tenant.to_string()).increment(wire as u64);
+    metrics::counter!(Metric::IngestBytes.name(), "tenant" => tenant.to_string())
+        .increment(wire as u64);
     let mut outcome = Outcome { kept: 0, refused: parsed.refused, listed: parsed.refusals };
     if parsed.tables.is_empty() || (all_or_nothing && parsed.refused > 0) {
         return Ok(outcome);
@@ -111,7 +121,8 @@ fn decode_problem(e: decode::DecodeError) -> Problem {
 
 /// Line `number` (from 1) of a body, cut to 256 characters.
 fn raw_line(text: &[u8], number: u32) -> String {
-    let line = text.split(|b| *b == b'\n').nth(number.saturating_sub(1) as usize).unwrap_or_default();
+    let line =
+        text.split(|b| *b == b'\n').nth(number.saturating_sub(1) as usize).unwrap_or_default();
     String::from_utf8_lossy(line).chars().take(256).collect()
 }
 
@@ -239,7 +250,8 @@ pub(crate) async fn v1(
     match answer.await {
         Ok(outcome) if outcome.refused == 0 => StatusCode::NO_CONTENT.into_response(),
         Ok(outcome) => {
-            let message = format!("partial write: {} dropped={}", first_sentence(&outcome), outcome.refused);
+            let message =
+                format!("partial write: {} dropped={}", first_sentence(&outcome), outcome.refused);
             (StatusCode::BAD_REQUEST, Json(json!({ "error": message }))).into_response()
         }
         Err(problem) => {

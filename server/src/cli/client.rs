@@ -39,7 +39,9 @@ impl Remote {
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         let base = self.url.as_deref().ok_or("name the server: --url https://HOST:PORT")?;
         if !base.starts_with("https://") {
-            return Err(Failure(format!("{base} is not an https:// URL; there is no plaintext port")));
+            return Err(Failure(format!(
+                "{base} is not an https:// URL; there is no plaintext port"
+            )));
         }
         let roots = match &self.ca {
             Some(path) => {

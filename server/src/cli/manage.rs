@@ -136,7 +136,10 @@ impl Target {
                 let body = remote(&self.remote.client()?)?;
                 if body.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&body)?) }
             }
-            None => Err(Failure("name a stopped server's folder (--data-dir DIR) or a running server (--url URL)".into())),
+            None => Err(Failure(
+                "name a stopped server's folder (--data-dir DIR) or a running server (--url URL)"
+                    .into(),
+            )),
         }
     }
 
@@ -171,7 +174,11 @@ pub(crate) fn tenant(command: TenantCommand) -> Result<(), Failure> {
                 |c| admin::list_tenants(&c.catalog, &Principal::Operator),
                 |c| c.get("/api/v1/tenants"),
             )?;
-            target.print(&all, |a| lines(a, |t| format!("{}  {}  plan {}", text(t, "id"), text(t, "name"), text(t, "plan"))));
+            target.print(&all, |a| {
+                lines(a, |t| {
+                    format!("{}  {}  plan {}", text(t, "id"), text(t, "name"), text(t, "plan"))
+                })
+            });
         }
     }
     Ok(())
@@ -186,7 +193,12 @@ pub(crate) fn token(command: TokenCommand) -> Result<(), Failure> {
                     let own = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
                     admin::make_token(&c.catalog, own, scope.parse()?, &label)
                 },
-                |c| c.post("/api/v1/tokens", &json!({ "tenant": tenant, "scopes": names, "label": label })),
+                |c| {
+                    c.post(
+                        "/api/v1/tokens",
+                        &json!({ "tenant": tenant, "scopes": names, "label": label }),
+                    )
+                },
             )?;
             target.print(&made, |m| text(m, "token").to_owned());
         }
@@ -198,7 +210,16 @@ pub(crate) fn token(command: TokenCommand) -> Result<(), Failure> {
                 },
                 |c| c.get(&format!("/api/v1/tokens?tenant={tenant}")),
             )?;
-            target.print(&all, |a| lines(a, |t| format!("{}  {}  {}", text(t, "id"), t.get("scopes").map(Value::to_string).unwrap_or_default(), text(t, "label"))));
+            target.print(&all, |a| {
+                lines(a, |t| {
+                    format!(
+                        "{}  {}  {}",
+                        text(t, "id"),
+                        t.get("scopes").map(Value::to_string).unwrap_or_default(),
+                        text(t, "label")
+                    )
+                })
+            });
         }
         TokenCommand::Revoke { id, tenant, target } => {
             let done = target.work(
@@ -238,7 +259,12 @@ pub(crate) fn device(command: DeviceCommand) -> Result<(), Failure> {
             target.print(&all, |a| {
                 lines(a, |d| {
                     let revoked = d.get("revoked").and_then(Value::as_bool).unwrap_or(false);
-                    format!("{}  {}{}", text(d, "id"), text(d, "name"), if revoked { "  revoked" } else { "" })
+                    format!(
+                        "{}  {}{}",
+                        text(d, "id"),
+                        text(d, "name"),
+                        if revoked { "  revoked" } else { "" }
+                    )
                 })
             });
         }
@@ -246,7 +272,9 @@ pub(crate) fn device(command: DeviceCommand) -> Result<(), Failure> {
             let done = target.work(
                 |c| {
                     let own = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
-                    let device = id.parse().map_err(|_| millrace_control::CatalogError::NotFound("device"))?;
+                    let device = id
+                        .parse()
+                        .map_err(|_| millrace_control::CatalogError::NotFound("device"))?;
                     c.catalog.revoke_device(own, device)?;
                     Ok(json!({ "revoked": id }))
                 },

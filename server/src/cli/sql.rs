@@ -26,7 +26,8 @@ pub(crate) struct SqlArgs {
 
 fn ask(client: &Client, db: &str, format: &str, sql: &str) -> Result<String, Failure> {
     let format = if format == "table" { "pretty" } else { format };
-    let body = client.post("/api/v3/query_sql", &json!({ "db": db, "q": sql, "format": format }))?;
+    let body =
+        client.post("/api/v3/query_sql", &json!({ "db": db, "q": sql, "format": format }))?;
     Ok(String::from_utf8_lossy(&body).trim_end().to_owned())
 }
 
@@ -44,7 +45,9 @@ pub(crate) fn run(args: SqlArgs) -> Result<(), Failure> {
     loop {
         let prompt = if statement.is_empty() { "millrace> " } else { "      -> " };
         match editor.readline(prompt) {
-            Ok(line) if statement.is_empty() && matches!(line.trim(), "\\q" | "exit" | "quit") => return Ok(()),
+            Ok(line) if statement.is_empty() && matches!(line.trim(), "\\q" | "exit" | "quit") => {
+                return Ok(());
+            }
             Ok(line) => {
                 statement.push_str(&line);
                 statement.push('\n');

@@ -22,7 +22,9 @@ pub enum DecodeError {
     #[error("content-encoding `{0}` is not supported; use gzip, zstd or identity")]
     Encoding(String),
     /// Too large once decoded, or a suspicious ratio.
-    #[error("the body is over the limit of {DECODED_BYTES_MAX} decoded bytes or {RATIO_MAX} times its compressed size; send smaller batches")]
+    #[error(
+        "the body is over the limit of {DECODED_BYTES_MAX} decoded bytes or {RATIO_MAX} times its compressed size; send smaller batches"
+    )]
     TooLarge,
     /// Not what the header says.
     #[error("the body is not valid {0}")]
@@ -53,7 +55,11 @@ pub fn decode(encoding: Option<&str>, body: bytes::Bytes) -> Result<bytes::Bytes
     }
 }
 
-fn capped(mut reader: impl Read, wire: usize, what: &'static str) -> Result<bytes::Bytes, DecodeError> {
+fn capped(
+    mut reader: impl Read,
+    wire: usize,
+    what: &'static str,
+) -> Result<bytes::Bytes, DecodeError> {
     let cap = DECODED_BYTES_MAX.min(wire.saturating_mul(RATIO_MAX).max(RATIO_FREE_BYTES));
     let mut out = Vec::new();
     let read = reader.by_ref().take(cap as u64 + 1).read_to_end(&mut out);

@@ -65,7 +65,9 @@ pub enum ColumnFileError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// Parquet and directory disagree.
-    #[error("column file section {section} has {parquet} rows but its directory counts {directory}; run `millrace fsck`")]
+    #[error(
+        "column file section {section} has {parquet} rows but its directory counts {directory}; run `millrace fsck`"
+    )]
     Rows {
         /// The section's id, as hex.
         section: String,
@@ -244,7 +246,9 @@ impl ColumnFile {
         let order: Vec<Option<usize>> =
             wanted.iter().map(|w| w.and_then(|w| roots.binary_search(&w).ok())).collect();
         let mut schema = vec![Field::new("time", time_type(), false)];
-        schema.extend(fields.iter().map(|(id, ty)| Field::new(id.to_string(), arrow_type(*ty), true)));
+        schema.extend(
+            fields.iter().map(|(id, ty)| Field::new(id.to_string(), arrow_type(*ty), true)),
+        );
         let schema: SchemaRef = Arc::new(Schema::new(schema));
         let total = usize::try_from(self.directory.rows()).unwrap_or(usize::MAX);
         let selection = RowSelection::from_consecutive_ranges(

@@ -103,10 +103,8 @@ fn with_sid(run: &Run, schema: &TableSchema) -> Result<RecordBatch, WriteFileErr
             [(PARQUET_FIELD_ID_META_KEY.to_owned(), id.to_string())].into_iter().collect(),
         )
     };
-    let mut fields = vec![
-        field("__sid", DataType::UInt64, false, 1),
-        field("time", time_type(), false, 2),
-    ];
+    let mut fields =
+        vec![field("__sid", DataType::UInt64, false, 1), field("time", time_type(), false, 2)];
     let mut columns: Vec<ArrayRef> =
         vec![Arc::new(UInt64Array::from(sids)), Arc::clone(run.batch.column(0))];
     for (id, column) in run.field_ids.iter().zip(run.batch.columns().iter().skip(1)) {

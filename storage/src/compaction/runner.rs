@@ -44,10 +44,8 @@ pub(crate) async fn run(
         }
         inputs.push(Input { file, spans });
     }
-    let mut ranks: Vec<(u32, u64)> = inputs
-        .iter()
-        .flat_map(|i| i.spans.iter().map(|s| (s.0, u64::from(s.3))))
-        .collect();
+    let mut ranks: Vec<(u32, u64)> =
+        inputs.iter().flat_map(|i| i.spans.iter().map(|s| (s.0, u64::from(s.3)))).collect();
     ranks.sort_unstable();
     let mut merged: Vec<RecordBatch> = Vec::new();
     let mut series: Vec<SeriesSpan> = Vec::new();
@@ -118,8 +116,7 @@ async fn read(
     let spans = input.spans.get(from..to).unwrap_or_default();
     let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return Ok(None) };
     let range = first.2..last.2 + last.3;
-    let batches: Vec<RecordBatch> =
-        input.file.read(&[range], fields).try_collect().await?;
+    let batches: Vec<RecordBatch> = input.file.read(&[range], fields).try_collect().await?;
     let schema = batches.first().map(RecordBatch::schema).ok_or_else(|| {
         arrow::error::ArrowError::InvalidArgumentError("a column file returned no rows".into())
     })?;

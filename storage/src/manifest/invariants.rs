@@ -18,7 +18,12 @@ pub(crate) fn check(now: &Manifest, delta: &Delta) -> Result<(), Broken> {
         let known = now.tenants.get(tenant);
         for (key, state) in &change.streams {
             let before = known.and_then(|t| t.streams.get(key)).map(|s| s.hi).unwrap_or_default();
-            millrace_platform::invariant!(D2_WATERMARK_NEVER_BACK, state.hi >= before, state.hi, before)?;
+            millrace_platform::invariant!(
+                D2_WATERMARK_NEVER_BACK,
+                state.hi >= before,
+                state.hi,
+                before
+            )?;
         }
         for (id, table) in &change.tables {
             check_table(known.and_then(|t| t.tables.get(id)), table, delta.flushed_lsn)?;
@@ -39,9 +44,19 @@ fn check_table(
         millrace_platform::invariant!(D1_REMOVED_FILE_EXISTS, known, hex::encode(id))?;
     }
     for file in &change.added_files {
-        millrace_platform::invariant!(D1_FILE_ID_IS_NEW, !ids.contains(&file.id), hex::encode(file.id))?;
+        millrace_platform::invariant!(
+            D1_FILE_ID_IS_NEW,
+            !ids.contains(&file.id),
+            hex::encode(file.id)
+        )?;
         let sane = file.rows > 0 && file.t_min <= file.t_max && file.lsn_lo <= file.lsn_hi;
-        millrace_platform::invariant!(D1_FILE_BOUNDS_ARE_SANE, sane, file.rows, file.lsn_lo, file.lsn_hi)?;
+        millrace_platform::invariant!(
+            D1_FILE_BOUNDS_ARE_SANE,
+            sane,
+            file.rows,
+            file.lsn_lo,
+            file.lsn_hi
+        )?;
         millrace_platform::invariant!(
             D1_FILE_IS_FLUSHED,
             file.lsn_hi <= flushed_lsn,
@@ -53,11 +68,8 @@ fn check_table(
         return Ok(());
     }
     // A merge keeps every row that it took in, up to equal ones, and stands where they stood.
-    let removed: Vec<&FileEntry> = files
-        .iter()
-        .filter(|f| change.removed_files.contains(&f.id))
-        .map(AsRef::as_ref)
-        .collect();
+    let removed: Vec<&FileEntry> =
+        files.iter().filter(|f| change.removed_files.contains(&f.id)).map(AsRef::as_ref).collect();
     let (Some(lo), Some(hi)) =
         (removed.iter().map(|f| f.lsn_lo).min(), removed.iter().map(|f| f.lsn_hi).max())
     else {
@@ -65,7 +77,14 @@ fn check_table(
     };
     for added in &change.added_files {
         let covers = added.lsn_lo == lo && added.lsn_hi == hi;
-        millrace_platform::invariant!(D1_MERGE_COVERS_ITS_INPUTS, covers, added.lsn_lo, added.lsn_hi, lo, hi)?;
+        millrace_platform::invariant!(
+            D1_MERGE_COVERS_ITS_INPUTS,
+            covers,
+            added.lsn_lo,
+            added.lsn_hi,
+            lo,
+            hi
+        )?;
     }
     for left in files.iter().filter(|f| !change.removed_files.contains(&f.id)) {
         for added in &change.added_files {

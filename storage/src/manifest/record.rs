@@ -120,7 +120,10 @@ pub(crate) fn decode<T: DeserializeOwned>(
     let head: Head =
         serde_json::from_slice(json).map_err(|e| RecordError::Inside(e.to_string()))?;
     if head.format != FORMAT {
-        return Err(RecordError::Inside(format!("format {}, this server knows {FORMAT}", head.format)));
+        return Err(RecordError::Inside(format!(
+            "format {}, this server knows {FORMAT}",
+            head.format
+        )));
     }
     let mut tenants = BTreeMap::new();
     for (tenant, len) in &head.leaves {

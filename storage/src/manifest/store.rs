@@ -66,7 +66,9 @@ pub enum ManifestError {
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// Another server owns the shard now; this one must stop.
-    #[error("another server has taken over this shard (epoch {seen}, ours is {ours}); this one has stopped committing")]
+    #[error(
+        "another server has taken over this shard (epoch {seen}, ours is {ours}); this one has stopped committing"
+    )]
     Fenced {
         /// The higher epoch.
         seen: u64,
@@ -122,10 +124,8 @@ impl std::fmt::Debug for ManifestStore {
 /// Numbers of the objects in a folder, ascending.
 async fn numbers(store: &dyn ObjectStore, folder: &str) -> Result<Vec<u64>, object_store::Error> {
     let objects: Vec<_> = store.list(Some(&Path::from(folder))).try_collect().await?;
-    let mut out: Vec<u64> = objects
-        .iter()
-        .filter_map(|m| m.location.filename().and_then(|n| n.parse().ok()))
-        .collect();
+    let mut out: Vec<u64> =
+        objects.iter().filter_map(|m| m.location.filename().and_then(|n| n.parse().ok())).collect();
     out.sort_unstable();
     Ok(out)
 }
@@ -271,9 +271,8 @@ impl ManifestStore {
         if let Err(e) = create(self.store.as_ref(), &name, bytes).await {
             self.settle(&name, &nonce, e).await?;
         }
-        let highest = highest_claim(self.store.as_ref(), self.shard)
-            .await
-            .map_err(CommitError::Store);
+        let highest =
+            highest_claim(self.store.as_ref(), self.shard).await.map_err(CommitError::Store);
         let highest = match highest {
             Ok(highest) => highest,
             Err(e) => {
@@ -334,13 +333,8 @@ impl ManifestStore {
         let head = (number, self.epoch, nonce, self.last_digest, self.current.flushed_lsn);
         let tenants: BTreeMap<TenantId, &TenantManifest> =
             self.current.tenants.iter().map(|(id, t)| (*id, t.as_ref())).collect();
-        let bytes = record::encode(
-            &name,
-            head,
-            &tenants,
-            self.keys.as_ref(),
-            self.entropy.as_ref(),
-        )?;
+        let bytes =
+            record::encode(&name, head, &tenants, self.keys.as_ref(), self.entropy.as_ref())?;
         create(self.store.as_ref(), &name, bytes).await.map_err(CommitError::Store)?;
         self.last_root = number;
         self.remove_before_kept_roots().await.map_err(CommitError::Store)

@@ -53,8 +53,7 @@ impl Chunk {
     ) -> Self {
         let t_min = time.iter().copied().min().unwrap_or(i64::MAX);
         let t_max = time.iter().copied().max().unwrap_or(i64::MIN);
-        let mut chunk =
-            Self { lsn: lsn..lsn + 1, time, ordinal, fields, t_min, t_max, bytes: 0 };
+        let mut chunk = Self { lsn: lsn..lsn + 1, time, ordinal, fields, t_min, t_max, bytes: 0 };
         chunk.bytes = chunk.measure();
         chunk
     }

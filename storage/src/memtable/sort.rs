@@ -52,8 +52,7 @@ pub(crate) fn sort_chunks(
     windows
         .into_iter()
         .map(|(start, window)| {
-            let columns =
-                fields.iter().map(|(id, ty)| gather(chunks, *id, *ty, &window)).collect();
+            let columns = fields.iter().map(|(id, ty)| gather(chunks, *id, *ty, &window)).collect();
             let time = window.places.iter().map(|p| time_at(chunks, *p)).collect();
             let ids = fields.iter().map(|(id, _)| *id).collect();
             Ok((start, Run::new(time, ids, columns, window.spans)?))
@@ -144,9 +143,9 @@ fn split_series(
 ) {
     let window_of =
         |t: i64| if window_ns > 0 { t.div_euclid(window_ns).saturating_mul(window_ns) } else { 0 };
-    for part in places.chunk_by(|a, b| {
-        window_of(time_at(chunks, *a)) == window_of(time_at(chunks, *b))
-    }) {
+    for part in
+        places.chunk_by(|a, b| window_of(time_at(chunks, *a)) == window_of(time_at(chunks, *b)))
+    {
         let Some(first) = part.first() else { continue };
         let window = windows.entry(window_of(time_at(chunks, *first))).or_default();
         let begin = window.places.len();

@@ -73,8 +73,7 @@ impl DurableLocalStore {
 
     fn meta(&self, location: &Path) -> Result<ObjectMeta> {
         let file = self.file(location);
-        let handle =
-            self.disk.open(&file, OpenMode::Read).map_err(|e| error(location, e))?;
+        let handle = self.disk.open(&file, OpenMode::Read).map_err(|e| error(location, e))?;
         let size = handle.len().map_err(|e| error(location, e))?;
         let modified = self.disk.modified_ns(&file).map_err(|e| error(location, e))?;
         Ok(ObjectMeta {
@@ -157,10 +156,9 @@ impl ObjectStore for DurableLocalStore {
         let meta = self.meta(location)?;
         options.check_preconditions(&meta)?;
         let range = match &options.range {
-            Some(range) => range.as_range(meta.size).map_err(|source| Error::Generic {
-                store: STORE,
-                source: Box::new(source),
-            })?,
+            Some(range) => range
+                .as_range(meta.size)
+                .map_err(|source| Error::Generic { store: STORE, source: Box::new(source) })?,
             None => 0..meta.size,
         };
         let bytes = if options.head { Bytes::new() } else { self.read(location, &range)? };
@@ -235,10 +233,8 @@ impl ObjectStore for DurableLocalStore {
 
 impl DurableLocalStore {
     fn read(&self, location: &Path, range: &Range<u64>) -> Result<Bytes> {
-        let file = self
-            .disk
-            .open(&self.file(location), OpenMode::Read)
-            .map_err(|e| error(location, e))?;
+        let file =
+            self.disk.open(&self.file(location), OpenMode::Read).map_err(|e| error(location, e))?;
         let len = file.len().map_err(|e| error(location, e))?;
         if range.start > range.end || range.end > len {
             let what = format!("bytes {} to {} of {len} in {location}", range.start, range.end);
@@ -334,8 +330,7 @@ mod tests {
     fn d1_a_put_or_a_delete_that_returned_survives_a_power_cut() {
         for seed in 0..50 {
             let disk = SimDisk::new();
-            let store =
-                DurableLocalStore::open(Arc::new(disk.clone()), FsPath::new("/s")).unwrap();
+            let store = DurableLocalStore::open(Arc::new(disk.clone()), FsPath::new("/s")).unwrap();
             let (kept, gone) = (Path::from("x/kept"), Path::from("x/gone"));
             block_on(async {
                 store.put(&gone, PutPayload::from_static(b"old")).await.unwrap();

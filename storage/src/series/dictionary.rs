@@ -55,7 +55,9 @@ impl SeriesView {
 
 /// Two tag sets claim one id: the stored dictionary is damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("series id {sid} is stored for two different tag sets; the series dictionary is damaged, restore this table from a backup")]
+#[error(
+    "series id {sid} is stored for two different tag sets; the series dictionary is damaged, restore this table from a backup"
+)]
 pub struct SeriesConflict {
     /// The id.
     pub sid: SeriesId,
@@ -203,10 +205,8 @@ mod tests {
     #[test]
     fn a_colliding_series_gets_the_next_salted_id_and_both_are_found() {
         let dict = SeriesDictionary::new(7);
-        let (a, b) = (
-            SeriesKey::from_sorted([("host", "a")]),
-            SeriesKey::from_sorted([("host", "b")]),
-        );
+        let (a, b) =
+            (SeriesKey::from_sorted([("host", "a")]), SeriesKey::from_sorted([("host", "b")]));
         // Pretend that b hashes to where a already is.
         let taken = id::series_id(7, &b, 0);
         dict.restore(taken, &a, &tags()).unwrap();

@@ -44,11 +44,7 @@ mod tests {
     use super::*;
 
     fn tags(names: &[&str]) -> Vec<TagColumn> {
-        names
-            .iter()
-            .zip(1..)
-            .map(|(name, id)| TagColumn { id, name: (*name).to_owned() })
-            .collect()
+        names.iter().zip(1..).map(|(name, id)| TagColumn { id, name: (*name).to_owned() }).collect()
     }
 
     #[test]

@@ -18,7 +18,9 @@ const DECODED_MAX: usize = 1 << 30;
 
 /// A series section that does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("series section is damaged or of another version: {0}; run `millrace fsck` and restore the table from a backup")]
+#[error(
+    "series section is damaged or of another version: {0}; run `millrace fsck` and restore the table from a backup"
+)]
 pub(crate) struct SectionError(pub String);
 
 /// Encodes entries in order.

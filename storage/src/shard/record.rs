@@ -60,7 +60,9 @@ pub(crate) struct Record {
 
 /// A record that authenticates but does not decode: written by a newer version, or a bug.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("log record cannot be read: {0}; it was written by another version, start the version that wrote this data directory")]
+#[error(
+    "log record cannot be read: {0}; it was written by another version, start the version that wrote this data directory"
+)]
 pub struct RecordError(pub String);
 
 fn put_text(out: &mut Vec<u8>, wide: bool, text: &str) {
@@ -129,11 +131,7 @@ impl Record {
                 let len = r.u8()? as usize;
                 let stream = r.text(len)?.parse().map_err(|e| RecordError(format!("{e}")))?;
                 let key = StreamKey { device, stream, epoch: Epoch(r.u64()?) };
-                Origin::Stream(PutHeader {
-                    key,
-                    seq_lo: SeqNo(r.u64()?),
-                    seq_hi: SeqNo(r.u64()?),
-                })
+                Origin::Stream(PutHeader { key, seq_lo: SeqNo(r.u64()?), seq_hi: SeqNo(r.u64()?) })
             }
             other => return Err(RecordError(format!("origin {other}"))),
         };

@@ -152,7 +152,8 @@ fn resolve_series(
         // Series whose rows are all dropped already must not enter the dictionary.
         let wanted =
             batch.series.iter().enumerate().any(|(row, s)| *s as usize == index && keep.has(row));
-        let problem = if wanted { new_series_problem(key, schema, dictionary, limits) } else { None };
+        let problem =
+            if wanted { new_series_problem(key, schema, dictionary, limits) } else { None };
         if let Some((code, reason)) = &problem {
             for (row, s) in batch.series.iter().enumerate() {
                 if *s as usize == index {

@@ -12,7 +12,9 @@ use std::sync::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    manifest::FileEntry, memtable::chunk::{CHUNK_ROWS, Chunk}, schema::TableSchema,
+    manifest::FileEntry,
+    memtable::chunk::{CHUNK_ROWS, Chunk},
+    schema::TableSchema,
     series::dictionary::SeriesDictionary,
 };
 

@@ -79,11 +79,8 @@ mod tests {
     use super::*;
 
     fn header(lo: u64, hi: u64) -> PutHeader {
-        let key = StreamKey {
-            device: DeviceId([1; 16]),
-            stream: "s".parse().unwrap(),
-            epoch: Epoch(1),
-        };
+        let key =
+            StreamKey { device: DeviceId([1; 16]), stream: "s".parse().unwrap(), epoch: Epoch(1) };
         PutHeader { key, seq_lo: SeqNo(lo), seq_hi: SeqNo(hi) }
     }
 

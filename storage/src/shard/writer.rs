@@ -143,16 +143,22 @@ pub enum WriteError {
     #[error("sequence numbers are invalid: {0}")]
     Sequence(String),
     /// The database name is not allowed.
-    #[error("`{0}` is not a database name: use 1 to 63 characters of A-Z a-z 0-9 _ . -")]
+    #[error(
+        "`{0}` is not a database name: use 1 to 63 characters of A-Z a-z 0-9 _ . - (information_schema and system are taken)"
+    )]
     Database(String),
     /// A batch whose columns do not fit together.
     #[error(transparent)]
     Batch(#[from] millrace_protocol::batch::Inconsistent),
     /// The log cannot take it now; the rows may or may not survive a crash, so send them again.
-    #[error("the write-ahead log cannot take rows now: {0}; nothing was acknowledged, send the rows again")]
+    #[error(
+        "the write-ahead log cannot take rows now: {0}; nothing was acknowledged, send the rows again"
+    )]
     Log(String),
     /// The disk is full.
-    #[error("the disk is full: {0}; nothing was acknowledged, send the rows again when there is space")]
+    #[error(
+        "the disk is full: {0}; nothing was acknowledged, send the rows again when there is space"
+    )]
     DiskFull(String),
     /// Too much waits already.
     #[error("the server is busy ({0}); send the rows again after a moment")]
@@ -160,6 +166,9 @@ pub enum WriteError {
     /// The engine has stopped.
     #[error("the storage engine has stopped; look at the server's log for the first error")]
     Stopped,
+    /// One write is larger than a log record may be.
+    #[error("{0}")]
+    TooLarge(String),
     /// An internal rule was broken; the shard refuses further writes.
     #[error(transparent)]
     Broken(#[from] millrace_platform::invariant::Broken),
@@ -176,7 +185,11 @@ impl From<KeyError> for WriteError {
 
 impl From<WalError> for WriteError {
     fn from(e: WalError) -> Self {
-        if e.is_disk_full() { Self::DiskFull(e.to_string()) } else { Self::Log(e.to_string()) }
+        match e {
+            WalError::TooLarge { .. } => Self::TooLarge(e.to_string()),
+            e if e.is_disk_full() => Self::DiskFull(e.to_string()),
+            e => Self::Log(e.to_string()),
+        }
     }
 }
 
@@ -242,7 +255,10 @@ impl std::fmt::Debug for ShardWriter {
 }
 
 fn valid_database(name: &str) -> bool {
+    // These are schemas of the catalogue itself.
+    let reserved = ["information_schema", "system"].iter().any(|r| name.eq_ignore_ascii_case(r));
     (1..=63).contains(&name.len())
+        && !reserved
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
@@ -323,7 +339,8 @@ impl ShardWriter {
     ) -> Vec<Result<Receipt, WriteError>> {
         let publish = |writer: &mut Self, a: Appended| {
             for (name, chunk) in a.chunks {
-                if let Some(table) = writer.tenants.get(&a.tenant).and_then(|t| t.tables.get(&name)) {
+                if let Some(table) = writer.tenants.get(&a.tenant).and_then(|t| t.tables.get(&name))
+                {
                     table.handle.publish(&table.schema, chunk);
                 }
             }
@@ -497,7 +514,14 @@ impl ShardWriter {
                 (name, into_chunk(lsn, t.batch, &t.field_ids, &by_key))
             })
             .collect();
-        Ok(Prepared::Appended(Appended { lsn, tenant: request.tenant, rows, refusals, mark, chunks }))
+        Ok(Prepared::Appended(Appended {
+            lsn,
+            tenant: request.tenant,
+            rows,
+            refusals,
+            mark,
+            chunks,
+        }))
     }
 
     fn publish(&mut self, proof: &Synced, write: Appended) -> Result<Receipt, WriteError> {
@@ -572,8 +596,13 @@ impl TenantState {
             *next += 1;
             let schema = TableSchema::new(id, &name.1);
             let dictionary = SeriesDictionary::new(secret);
-            let table =
-                Arc::new(TableHandle::new(name.0.clone(), schema.clone(), dictionary, Vec::new(), false));
+            let table = Arc::new(TableHandle::new(
+                name.0.clone(),
+                schema.clone(),
+                dictionary,
+                Vec::new(),
+                false,
+            ));
             handle.add_table(&name.1, Arc::clone(&table));
             TableState { handle: table, schema: Arc::new(schema) }
         })
@@ -582,11 +611,8 @@ impl TenantState {
 
 /// The chunk of a resolved batch; `by_key` gives each batch series its ordinal.
 pub(super) fn into_chunk(lsn: u64, batch: TableBatch, field_ids: &[u32], by_key: &[u32]) -> Chunk {
-    let ordinal = batch
-        .series
-        .iter()
-        .map(|s| by_key.get(*s as usize).copied().unwrap_or(u32::MAX))
-        .collect();
+    let ordinal =
+        batch.series.iter().map(|s| by_key.get(*s as usize).copied().unwrap_or(u32::MAX)).collect();
     let fields = batch
         .fields
         .into_iter()

@@ -235,7 +235,6 @@ impl World {
     }
 }
 
-
 /// Fixed keys: simulation protects nothing.
 pub fn test_keys() -> Arc<dyn TenantKeySource> {
     struct Fixed;

@@ -44,17 +44,24 @@ fn unavailable(path: &Path, e: impl std::fmt::Display) -> KmsError {
 
 impl LocalKeyFile {
     /// Opens the file, or starts without keys if there is none.
-    pub fn open(disk: Arc<dyn Disk>, entropy: Arc<dyn Entropy>, path: &Path) -> Result<Self, KmsError> {
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        entropy: Arc<dyn Entropy>,
+        path: &Path,
+    ) -> Result<Self, KmsError> {
         let mut keys = BTreeMap::new();
         if disk.exists(path).map_err(|e| unavailable(path, e))? {
             let mode = disk.mode(path).map_err(|e| unavailable(path, e))?;
             if mode & 0o077 != 0 {
                 return Err(KmsError::Loose { path: path.display().to_string(), mode });
             }
-            let bytes = read_file(disk.as_ref(), path, FILE_BYTES_MAX)
-                .map_err(|e| unavailable(path, e))?;
+            let bytes =
+                read_file(disk.as_ref(), path, FILE_BYTES_MAX).map_err(|e| unavailable(path, e))?;
             keys = decode(&Zeroizing::new(bytes)).ok_or_else(|| {
-                unavailable(path, "it is not a Millrace root key file; restore it from its escrow copy")
+                unavailable(
+                    path,
+                    "it is not a Millrace root key file; restore it from its escrow copy",
+                )
             })?;
         }
         Ok(Self { disk, entropy, path: path.to_path_buf(), keys: Mutex::new(keys) })
@@ -115,7 +122,12 @@ impl KeyProvider for LocalKeyFile {
         Ok(RootKeyId(id))
     }
 
-    fn wrap(&self, root: &RootKeyId, key: &Key256, context: &WrapContext) -> Result<WrappedKey, KmsError> {
+    fn wrap(
+        &self,
+        root: &RootKeyId,
+        key: &Key256,
+        context: &WrapContext,
+    ) -> Result<WrappedKey, KmsError> {
         let keys = self.lock();
         let root_key = keys.get(&root.0).ok_or_else(|| KmsError::Gone(root.0.clone()))?;
         let nonce: [u8; 12] = random_bytes(self.entropy.as_ref());
@@ -139,7 +151,11 @@ impl KeyProvider for LocalKeyFile {
         let (nonce, body) = wrapped.bytes.split_first_chunk::<12>().ok_or(KmsError::Forged)?;
         let mut body = Zeroizing::new(body.to_vec());
         let plain = less_safe(root_key)
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(context.aad()), &mut body)
+            .open_in_place(
+                Nonce::assume_unique_for_key(*nonce),
+                Aad::from(context.aad()),
+                &mut body,
+            )
             .map_err(|_| KmsError::Forged)?;
         let key: [u8; 32] = plain.as_ref().try_into().map_err(|_| KmsError::Forged)?;
         Ok(Key256::new(key))
