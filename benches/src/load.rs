@@ -250,7 +250,7 @@ mod tests {
     /// The answer after all of `bytes`, given in pieces of `size`; `None` if it is not whole.
     fn read(bytes: &[u8], size: usize) -> Option<(u16, Vec<u8>)> {
         let mut answer = Answer::default();
-        let whole = bytes.chunks(size).map(|piece| answer.take(piece)).any(|done| done);
+        let whole = bytes.chunks(size).any(|piece| answer.take(piece));
         whole.then_some((answer.status, answer.body))
     }
 

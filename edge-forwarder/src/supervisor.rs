@@ -239,6 +239,13 @@ async fn forward_gaps(
     }
 }
 
+/// Answers a source, which may have been stopped meanwhile.
+fn tell(done: tokio::sync::oneshot::Sender<bool>, durable: bool) {
+    if done.send(durable).is_err() {
+        tracing::debug!("a source has gone before its answer");
+    }
+}
+
 /// The queue's thread: one sync for all groups that wait.
 fn queue_loop(
     queue: &Queue,
@@ -270,7 +277,7 @@ fn queue_loop(
                     dropped += group.frames.iter().map(|f| f.batch.rows() as u64).sum::<u64>();
                 }
                 // A source that can wait offers its rows again.
-                drop(group.done.send(group.droppable));
+                tell(group.done, group.droppable);
                 continue;
             }
             frames.extend(group.frames);
@@ -296,7 +303,7 @@ fn queue_loop(
             }
         };
         for done in waiting {
-            drop(done.send(durable));
+            tell(done, durable);
         }
         fresh.notify_one();
     }

@@ -47,7 +47,7 @@ pub(crate) fn parse(sql: &str) -> Result<Statement, QueryError> {
         .with_recursion_limit(DEPTH_MAX)
         .build()
         .and_then(|mut p| p.parse_statements())
-        .map_err(|e| QueryError::from(e))?;
+        .map_err(QueryError::from)?;
     let statement =
         statements.pop_front().ok_or_else(|| QueryError::Syntax("it is empty".into()))?;
     if !statements.is_empty() {

@@ -65,6 +65,9 @@ impl Drop for Running {
     }
 }
 
+/// Asks SQL in a format.
+type Ask<'a> = dyn Fn(&str, &str) -> Result<Vec<u8>, Failure> + 'a;
+
 struct Demo {
     dir: PathBuf,
     binary: PathBuf,
@@ -281,7 +284,7 @@ impl Demo {
     }
 
     /// Rows that the forwarder had acknowledged against rows that SQL counts.
-    fn compare(&self, ask: &dyn Fn(&str, &str) -> Result<Vec<u8>, Failure>) -> Result<(), Failure> {
+    fn compare(&self, ask: &Ask<'_>) -> Result<(), Failure> {
         let status = millrace_platform::disk::read_file(
             &RealDisk,
             &self.edge_dir().join("status.json"),

@@ -197,7 +197,9 @@ pub async fn run(
     tokio::spawn(async move {
         signal().await;
         tracing::info!("stopping: open requests may end, then rows are flushed");
-        drop(stop.send(true));
+        if stop.send(true).is_err() {
+            tracing::debug!("the listener had stopped already");
+        }
     });
     let router = api::router(Arc::clone(&state));
     listener::serve(Box::new(acceptor), tls, router, Arc::clone(&control.clock), stopped).await;

@@ -97,7 +97,8 @@ fn a1_nothing_that_a_tenant_wrote_is_seen_by_another_through_any_endpoint() {
     let (world, a, b) = two_tenants();
     let look = |moment: &str| {
         for (method, path) in questions() {
-            let answer = b.send(method, &path, &[], b"{}").unwrap();
+            let answer = b.send_twice(method, &path, &[], b"{}");
+            let answer = answer.unwrap_or_else(|e| panic!("{moment}: {method} {path}: {e}"));
             for canary in scan::canaries_in(&answer.everything()) {
                 assert!(
                     quoted(&path, &canary),

@@ -1,6 +1,9 @@
 //! This machine's own metrics, from procfs: load, memory, CPU time, network.
 
-use std::{fmt::Write, time::Duration};
+use std::{
+    fmt::{Arguments, Write},
+    time::Duration,
+};
 
 use procfs::{Current, CurrentSI, LoadAverage, Meminfo};
 
@@ -20,35 +23,48 @@ fn escape(tag: &str) -> String {
     tag.replace('\\', "_").replace(',', "\\,").replace('=', "\\=").replace(' ', "\\ ")
 }
 
+/// Adds a line; writing to a string cannot fail.
+fn put(out: &mut String, line: Arguments<'_>) {
+    if out.write_fmt(line).is_ok() {
+        out.push('\n');
+    }
+}
+
 /// One sample as line protocol; what procfs does not tell is left out.
 fn sample(host: &str, now: i64) -> String {
     let host = escape(host);
     let mut out = String::new();
     if let Ok(load) = LoadAverage::current() {
-        drop(writeln!(
-            out,
-            "host_load,host={host} load1={},load5={},load15={},tasks={}i {now}",
-            load.one, load.five, load.fifteen, load.max
-        ));
+        put(
+            &mut out,
+            format_args!(
+                "host_load,host={host} load1={},load5={},load15={},tasks={}i {now}",
+                load.one, load.five, load.fifteen, load.max
+            ),
+        );
     }
     if let Ok(memory) = Meminfo::current() {
         let available = memory.mem_available.unwrap_or(memory.mem_free);
-        drop(writeln!(
-            out,
-            "host_memory,host={host} total={}u,available={available}u,free={}u,cached={}u {now}",
-            memory.mem_total, memory.mem_free, memory.cached
-        ));
+        put(
+            &mut out,
+            format_args!(
+                "host_memory,host={host} total={}u,available={available}u,free={}u,cached={}u {now}",
+                memory.mem_total, memory.mem_free, memory.cached
+            ),
+        );
     }
     if let Ok(stat) = procfs::KernelStats::current() {
         for (cpu, t) in stat.cpu_time.iter().enumerate() {
-            drop(writeln!(
-                out,
-                "host_cpu,host={host},cpu={cpu} user_ms={}u,system_ms={}u,idle_ms={}u,iowait_ms={}u {now}",
-                t.user_ms(),
-                t.system_ms(),
-                t.idle_ms(),
-                t.iowait_ms().unwrap_or(0)
-            ));
+            put(
+                &mut out,
+                format_args!(
+                    "host_cpu,host={host},cpu={cpu} user_ms={}u,system_ms={}u,idle_ms={}u,iowait_ms={}u {now}",
+                    t.user_ms(),
+                    t.system_ms(),
+                    t.idle_ms(),
+                    t.iowait_ms().unwrap_or(0)
+                ),
+            );
         }
     }
     if let Ok(devices) = procfs::net::dev_status() {
@@ -56,11 +72,13 @@ fn sample(host: &str, now: i64) -> String {
         devices.sort_by(|a, b| a.name.cmp(&b.name));
         for d in devices {
             let name = escape(&d.name);
-            drop(writeln!(
-                out,
-                "host_network,host={host},interface={name} received_bytes={}u,sent_bytes={}u,receive_errors={}u,send_errors={}u {now}",
-                d.recv_bytes, d.sent_bytes, d.recv_errs, d.sent_errs
-            ));
+            put(
+                &mut out,
+                format_args!(
+                    "host_network,host={host},interface={name} received_bytes={}u,sent_bytes={}u,receive_errors={}u,send_errors={}u {now}",
+                    d.recv_bytes, d.sent_bytes, d.recv_errs, d.sent_errs
+                ),
+            );
         }
     }
     out

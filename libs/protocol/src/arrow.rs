@@ -12,7 +12,7 @@
 mod incoming;
 mod outgoing;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use incoming::from_record_batch;
 pub use outgoing::to_record_batch;

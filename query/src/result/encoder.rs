@@ -56,8 +56,8 @@ impl Write for Shared {
 enum Kind {
     Json(ArrayWriter<Shared>, bool),
     JsonLines(LineDelimitedWriter<Shared>),
-    Csv(csv::Writer<Shared>, bool),
-    Arrow(StreamWriter<Shared>),
+    Csv(Box<csv::Writer<Shared>>, bool),
+    Arrow(Box<StreamWriter<Shared>>),
     Parquet(Box<ArrowWriter<Shared>>),
     Pretty(Vec<RecordBatch>, usize),
 }
@@ -83,10 +83,12 @@ impl Encoder {
             Format::Json => Kind::Json(ArrayWriter::new(out.clone()), false),
             Format::JsonLines => Kind::JsonLines(LineDelimitedWriter::new(out.clone())),
             Format::Csv => {
-                Kind::Csv(csv::WriterBuilder::new().with_header(true).build(out.clone()), false)
+                let writer = csv::WriterBuilder::new().with_header(true).build(out.clone());
+                Kind::Csv(Box::new(writer), false)
             }
             Format::Arrow => {
-                Kind::Arrow(StreamWriter::try_new(out.clone(), schema).map_err(arrow)?)
+                let writer = StreamWriter::try_new(out.clone(), schema).map_err(arrow)?;
+                Kind::Arrow(Box::new(writer))
             }
             Format::Parquet => {
                 let properties = WriterProperties::builder()

@@ -142,9 +142,22 @@ impl Client {
         Ok(Answer { status: answer.status().as_u16(), headers, body })
     }
 
+    /// [`Self::send`], once more if the connection was gone: a server that answers before it has
+    /// read a body closes the connection, and an idle one may be closed at any time.
+    pub fn send_twice(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Answer, String> {
+        self.send(method, path, headers, body).or_else(|_| self.send(method, path, headers, body))
+    }
+
     /// A GET.
     pub fn get(&self, path: &str) -> Answer {
-        self.send("GET", path, &[], b"").expect("the server answers")
+        let answer = self.send_twice("GET", path, &[], b"");
+        answer.unwrap_or_else(|e| panic!("GET {path}: {e}"))
     }
 
     /// A POST.

@@ -29,6 +29,18 @@ fn record(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
     RecordBatch::try_new(Arc::new(schema), columns.into_iter().map(|(_, a)| a).collect()).unwrap()
 }
 
+/// As it arrives over Flight: encoded to IPC and decoded.
+pub(crate) fn through_a_stream(record: &RecordBatch) -> RecordBatch {
+    let mut bytes = Vec::new();
+    let mut writer =
+        arrow::ipc::writer::StreamWriter::try_new(&mut bytes, record.schema_ref()).unwrap();
+    writer.write(record).unwrap();
+    writer.finish().unwrap();
+    drop(writer);
+    let mut reader = arrow::ipc::reader::StreamReader::try_new(bytes.as_slice(), None).unwrap();
+    reader.next().unwrap().unwrap()
+}
+
 fn ns(values: &[i64]) -> ArrayRef {
     Arc::new(TimestampNanosecondArray::from(values.to_vec()))
 }
@@ -263,4 +275,31 @@ fn the_first_hundred_refusals_are_listed_and_all_are_counted() {
     assert_eq!(refusals.len(), REFUSALS_LISTED_MAX);
     assert_eq!(refusals.last().unwrap().line, 20 + 2 * 80 - 1);
     assert!(refusals.is_sorted_by_key(|r| r.line));
+}
+
+proptest::proptest! {
+    /// A stream with damaged bytes is an error of the reader or a batch whose rows are judged; it
+    /// is never trusted further.
+    #[test]
+    fn damaged_streams_are_errors_or_consistent_batches(
+        batch in crate::frame::tests::batch(),
+        flips in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0u8..8), 1..4),
+    ) {
+        let record = to_record_batch(&batch, "d").unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = arrow::ipc::writer::StreamWriter::try_new(&mut bytes, record.schema_ref()).unwrap();
+        writer.write(&record).unwrap();
+        writer.finish().unwrap();
+        drop(writer);
+        for (at, bit) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+        }
+        let Ok(reader) = arrow::ipc::reader::StreamReader::try_new(bytes.as_slice(), None) else { return Ok(()) };
+        for record in reader.map_while(Result::ok) {
+            if let Ok((_, batch, _)) = from_record_batch(&record, &RowLimits::default()) {
+                proptest::prop_assert!(batch.check().is_ok());
+            }
+        }
+    }
 }

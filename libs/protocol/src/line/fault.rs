@@ -109,6 +109,9 @@ impl Kind {
                 format!("`{token}` follows a value: a comma, a space or the line's end must")
             }
             Self::AfterTime => format!("`{token}` follows the time, which ends the line"),
+            Self::NotAValue if token.is_empty() => {
+                "the field's value is empty: leave the field out instead".to_owned()
+            }
             Self::NotAValue => {
                 format!("`{token}` is not a number, boolean or quoted string")
             }

@@ -220,6 +220,48 @@ fn line() -> impl Strategy<Value = String> {
     )
 }
 
+/// Lines of few tables, series and fields, so that one predicts the next, some spoilt.
+fn repeated() -> impl Strategy<Value = String> {
+    let prefix = prop::sample::select(
+        &[
+            "m",
+            "n",
+            "m,a=1",
+            "m,a=2",
+            "m,a=1,b=1",
+            "m,b=1,a=1",
+            "m,b=2,a=1",
+            "m,c=1,b=2",
+            "n,a=1",
+            "m,a=\\ 1",
+            "m,w=1",
+        ][..],
+    );
+    let field = (
+        prop::sample::select(&["v", "w", "a", "long_name", "longest_name_of_all"][..]),
+        prop::sample::select(
+            &[
+                "1",
+                "1.5",
+                "2i",
+                "-123456789i",
+                "12345678i",
+                "3u",
+                "t",
+                "\"x\"",
+                "\"\"",
+                "oops",
+                "1e400",
+            ][..],
+        ),
+    );
+    let time = prop::sample::select(&["", " 1", " 1700000000000000000", " x", " 1 "][..]);
+    (prefix, proptest::collection::vec(field, 1..4), time).prop_map(|(prefix, fields, time)| {
+        let fields: Vec<String> = fields.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        format!("{prefix} {}{time}", fields.join(","))
+    })
+}
+
 /// A line with a few characters changed, put in or taken out.
 fn mutated() -> impl Strategy<Value = String> {
     let change = (any::<prop::sample::Index>(), 0..3, r#"[ ,=\\"\t.eEiut0-9#a-z+-]"#);
@@ -277,6 +319,41 @@ proptest! {
         prop_assert_eq!(our_rows(&whole), rows);
         prop_assert_eq!(whole.refused, refused);
         prop_assert_eq!(whole, parse_seeded(body.as_bytes(), &options, 12345));
+    }
+
+    /// The same where prediction is mostly right, and wrong in every way.
+    #[test]
+    fn a_body_of_repeated_series_is_its_lines(lines in proptest::collection::vec(repeated(), 0..40)) {
+        let options = LineOptions { refusals_max: usize::MAX, ..LineOptions::default() };
+        let whole = parse(lines.join("\n").as_bytes(), &options);
+        let (mut rows, mut refusals) = (Vec::new(), Vec::new());
+        for (number, line) in (1..).zip(&lines) {
+            let alone = parse(line.as_bytes(), &options);
+            rows.extend(our_rows(&alone));
+            refusals.extend(alone.refusals.into_iter().map(|r| Refusal { line: number, ..r }));
+        }
+        prop_assert_eq!(our_rows(&whole), rows);
+        prop_assert_eq!(whole.refusals, refusals);
+    }
+
+    /// Lines to a batch, to a frame and back, to Arrow and its stream and back.
+    #[test]
+    fn rows_survive_every_form(lines in proptest::collection::vec(prop_oneof![repeated(), line()], 0..40)) {
+        let parsed = parse(lines.join("\n").as_bytes(), &LineOptions::default());
+        for batch in parsed.tables {
+            let mut frame = Vec::new();
+            crate::frame::encode_batch(&batch, &mut frame);
+            prop_assert_eq!(&crate::frame::decode_batch(&frame).unwrap(), &batch);
+            let record = crate::arrow::to_record_batch(&batch, "d").unwrap();
+            let record = crate::arrow::tests::through_a_stream(&record);
+            let back = crate::arrow::from_record_batch(&record, &RowLimits::default());
+            let (database, back, refusals) = back.unwrap();
+            prop_assert_eq!(refusals, []);
+            prop_assert_eq!(database, "d");
+            // A record batch numbers its rows itself.
+            let line = (1..=batch.rows() as u32).collect();
+            prop_assert_eq!(back, TableBatch { line, ..batch });
+        }
     }
 
     #[test]

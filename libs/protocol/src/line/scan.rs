@@ -353,10 +353,7 @@ pub(super) fn time(body: &[u8], at: usize) -> Result<(i64, usize), Fault> {
     if count == 0 || !matches!(rest.get(end), None | Some(b' ' | b'\t' | b'\n' | b'\r')) {
         return Err(Fault::new(at, Kind::NotATime));
     }
-    let time = if count < SAFE_DIGITS {
-        let time = magnitude as i64;
-        if negative { -time } else { time }
-    } else if count == SAFE_DIGITS && magnitude <= i64::MAX as u64 {
+    let time = if count <= SAFE_DIGITS && magnitude <= i64::MAX as u64 {
         let time = magnitude as i64;
         if negative { -time } else { time }
     } else {

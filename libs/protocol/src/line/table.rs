@@ -471,22 +471,21 @@ impl<'a> Table<'a> {
         })
     }
 
+    /// Numbers the series anew in the order of their first good row.
     fn forget_unused_series(&mut self) {
         let mut number = vec![NONE; self.series_keys.len()];
-        for s in &self.series {
-            if let Some(used) = number.get_mut(*s as usize) {
-                *used = 0;
+        let mut used = Vec::new();
+        for s in &mut self.series {
+            let Some(number) = number.get_mut(*s as usize) else { continue };
+            if *number == NONE {
+                *number = used.len() as u32;
+                used.push(*s);
             }
+            *s = *number;
         }
-        let mut next = 0;
-        for used in number.iter_mut().filter(|used| **used == 0) {
-            *used = next;
-            next += 1;
-        }
-        let of = |s: usize| number.get(s).copied().unwrap_or(NONE);
-        self.series.iter_mut().for_each(|s| *s = of(*s as usize));
-        let mut s = 0..;
-        self.series_keys.retain(|_| s.next().is_some_and(|s| of(s) != NONE));
+        let keys = &mut self.series_keys;
+        let take = |s: &u32| keys.get_mut(*s as usize).map(std::mem::take).unwrap_or_default();
+        self.series_keys = used.iter().map(take).collect();
     }
 }
 
