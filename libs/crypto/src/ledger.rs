@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a6_keys_cannot_be_swapped_between_tenants_in_the_file() {
+    fn d6_keys_cannot_be_swapped_between_tenants_in_the_file() {
         let disk = SimDisk::new();
         disk.create_dir_all(Path::new("/keys")).unwrap();
         let ledger = open(&disk, 1).unwrap();

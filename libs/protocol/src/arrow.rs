@@ -10,11 +10,13 @@
 //! metadata `millrace:table` is required, `millrace:database` is `default` if absent.
 
 mod incoming;
+mod ipc;
 mod outgoing;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use incoming::from_record_batch;
+pub use incoming::{from_record_batch, from_record_batch_seeded};
+pub use ipc::{COLUMNS_MAX, DICTIONARY_BYTES_MAX, INFLATED_BYTES_MAX, IpcError, MessageDecoder};
 pub use outgoing::to_record_batch;
 
 use crate::name::BadName;

@@ -1,4 +1,7 @@
 //! Enrolment documents: JSON, the same at both ends.
+//!
+//! Owns: their members. Never: shows a claim code or a signing request in `Debug`; carries a
+//! private key, which stays on the device.
 
 use serde::{Deserialize, Serialize};
 

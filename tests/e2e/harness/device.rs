@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use arrow::record_batch::RecordBatch;
+use arrow::{
+    datatypes::{DataType, Schema},
+    record_batch::RecordBatch,
+};
 use arrow_flight::{
     FlightData, Ticket, flight_service_client::FlightServiceClient, utils::batches_to_flight_data,
 };
@@ -212,7 +215,21 @@ pub fn batch(lines: &str) -> RecordBatch {
     };
     let parsed = line::parse(lines.as_bytes(), &options);
     assert!(parsed.refusals.is_empty(), "{:?}", parsed.refusals);
-    to_record_batch(&parsed.tables[0], "default").expect("a batch")
+    plain(&to_record_batch(&parsed.tables[0], "default").expect("a batch"))
+}
+
+/// Tags as plain text: a dictionary would be a Flight message of its own, without a header.
+fn plain(batch: &RecordBatch) -> RecordBatch {
+    let mut columns = Vec::new();
+    let mut fields = Vec::new();
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        let text = matches!(field.data_type(), DataType::Dictionary(_, _));
+        let to = if text { &DataType::Utf8 } else { field.data_type() };
+        columns.push(arrow::compute::cast(column, to).expect("text is text"));
+        fields.push(field.as_ref().clone().with_data_type(to.clone()));
+    }
+    let schema = Schema::new_with_metadata(fields, batch.schema().metadata().clone());
+    RecordBatch::try_new(Arc::new(schema), columns).expect("the same columns")
 }
 
 /// The messages of a DoPut: the schema, then each batch with its header.
@@ -220,7 +237,7 @@ pub fn messages(frames: &[(PutHeader, RecordBatch)]) -> Vec<FlightData> {
     let mut out = Vec::new();
     for (n, (header, batch)) in frames.iter().enumerate() {
         let data = batches_to_flight_data(&batch.schema(), vec![batch.clone()]).expect("encodes");
-        // A schema, dictionaries, and one batch at the end, which carries the header.
+        // A schema and one batch, which carries the header.
         let last = data.len() - 1;
         for (at, mut message) in data.into_iter().enumerate() {
             if at == last {

@@ -18,7 +18,7 @@ use arrow::{
     },
 };
 use hashbrown::HashTable;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{ArrowShape, DATABASE, REFUSALS_LISTED_MAX, ROLE, TABLE, TEXT_BYTES_MAX};
 use crate::{
@@ -37,6 +37,16 @@ pub fn from_record_batch(
     batch: &RecordBatch,
     limits: &RowLimits,
 ) -> Result<(String, TableBatch, Vec<Refusal>), ArrowShape> {
+    from_record_batch_seeded(batch, limits, 0)
+}
+
+/// The same with a secret seed for its hash tables, so that a sender cannot choose tags that
+/// collide. Batches from outside are read with one drawn from entropy at start.
+pub fn from_record_batch_seeded(
+    batch: &RecordBatch,
+    limits: &RowLimits,
+    seed: u64,
+) -> Result<(String, TableBatch, Vec<Refusal>), ArrowShape> {
     let plan = Plan::of(batch, limits)?;
     let rows = batch.num_rows();
     let mut verdicts = Verdicts::new(rows);
@@ -44,7 +54,7 @@ pub fn from_record_batch(
     let time = times(plan.time.0, plan.time.1, &mut verdicts)?;
     let mut tags = Vec::with_capacity(plan.tags.len());
     for (name, array) in &plan.tags {
-        tags.push(Codes::of(name, &TextColumn::of(array), limits, &mut verdicts));
+        tags.push(Codes::of(name, &TextColumn::of(array), limits, seed, &mut verdicts));
     }
     let mut any = vec![0u64; rows.div_ceil(64)];
     for (name, array) in &plan.fields {
@@ -72,7 +82,7 @@ pub fn from_record_batch(
     }
     let keep = verdicts.kept();
     let mut out = TableBatch { table: plan.table.to_owned(), ..TableBatch::default() };
-    series(&plan, &tags, keep.as_deref(), rows, &mut budget, &mut out)?;
+    series(&plan, &tags, keep.as_deref(), seed, &mut budget, &mut out)?;
     match &keep {
         None => {
             out.time = time;
@@ -99,6 +109,7 @@ pub fn from_record_batch(
 struct Plan<'a> {
     database: &'a str,
     table: &'a str,
+    rows: usize,
     time: (&'a str, &'a ArrayRef),
     /// In name order, so that series keys need no sorting.
     tags: Vec<(&'a str, &'a ArrayRef)>,
@@ -163,7 +174,7 @@ impl<'a> Plan<'a> {
         at_most("rows", rows, ROWS_MAX)?;
         at_most("rows times columns", rows.saturating_mul(tags.len() + fields.len()), CELLS_MAX)?;
         let time = time.ok_or(ArrowShape::NoTime)?;
-        Ok(Self { database, table, time, tags: tags.into_iter().collect(), fields })
+        Ok(Self { database, table, rows, time, tags: tags.into_iter().collect(), fields })
     }
 }
 
@@ -393,8 +404,12 @@ impl<'a> TextColumn<'a> {
         }
     }
 
+    fn is_null(&self, row: usize) -> bool {
+        self.nulls.as_ref().is_some_and(|n| n.is_null(row))
+    }
+
     fn get(&self, row: usize) -> Option<&'a str> {
-        if self.nulls.as_ref().is_some_and(|n| n.is_null(row)) {
+        if self.is_null(row) {
             return None;
         }
         match &self.keys {
@@ -416,44 +431,72 @@ impl<'a> Codes<'a> {
         name: &str,
         column: &TextColumn<'a>,
         limits: &RowLimits,
+        seed: u64,
         verdicts: &mut Verdicts,
     ) -> Self {
         let mut out = Self { of_row: Vec::with_capacity(column.rows), values: Vec::new() };
         let mut known: HashTable<u32> = HashTable::new();
-        let mut faulty = Vec::new();
-        let mut last = ("", 0);
-        for row in 0..column.rows {
-            let text = column.get(row).unwrap_or("");
-            let code = if text.is_empty() {
-                0
-            // Neighbours mostly share the very bytes of a dictionary.
-            } else if std::ptr::eq(text, last.0) || text == last.0 {
-                last.1
-            } else {
-                out.code(text, &mut known)
-            };
-            last = (text, code);
-            out.of_row.push(code);
-            if code as usize > faulty.len() {
-                faulty.push(tag_fault(text, limits));
+        match &column.keys {
+            // Each value is looked at once, each row is an index.
+            Some(keys) => {
+                let mut of_key: Vec<Option<u32>> = Vec::new();
+                for (row, key) in keys.iter().enumerate() {
+                    if column.is_null(row) {
+                        out.of_row.push(0);
+                        continue;
+                    }
+                    if *key >= of_key.len() {
+                        of_key.resize(key + 1, None);
+                    }
+                    let seen = of_key.get(*key).copied().flatten();
+                    let code =
+                        seen.unwrap_or_else(|| out.code(column.values.get(*key), seed, &mut known));
+                    if let Some(slot) = of_key.get_mut(*key) {
+                        *slot = Some(code);
+                    }
+                    out.of_row.push(code);
+                }
             }
-            let fault =
-                (code as usize).checked_sub(1).and_then(|i| faulty.get(i).copied().flatten());
-            if let Some((code, why)) = fault {
-                verdicts.refuse(row, code, || format!("the value of tag `{name}` {why}"));
+            None => {
+                let mut last = ("", 0);
+                for row in 0..column.rows {
+                    let text = column.get(row).unwrap_or("");
+                    if text != last.0 {
+                        last = (text, out.code(text, seed, &mut known));
+                    }
+                    out.of_row.push(last.1);
+                }
             }
         }
+        out.judge(name, limits, verdicts);
         out
     }
 
-    fn code(&mut self, text: &'a str, known: &mut HashTable<u32>) -> u32 {
+    /// Refuses the rows whose value may not be.
+    fn judge(&self, name: &str, limits: &RowLimits, verdicts: &mut Verdicts) {
+        let faults: Vec<_> = self.values.iter().map(|text| tag_fault(text, limits)).collect();
+        if faults.iter().all(Option::is_none) {
+            return;
+        }
+        for (row, code) in self.of_row.iter().enumerate() {
+            let fault = (*code as usize).checked_sub(1).and_then(|i| faults.get(i));
+            if let Some(Some((code, why))) = fault {
+                verdicts.refuse(row, *code, || format!("the value of tag `{name}` {why}"));
+            }
+        }
+    }
+
+    fn code(&mut self, text: &'a str, seed: u64, known: &mut HashTable<u32>) -> u32 {
+        if text.is_empty() {
+            return 0;
+        }
         let at = |code: &u32| self.values.get(*code as usize - 1).copied().unwrap_or("");
-        let hash = xxh3_64(text.as_bytes());
+        let hash = xxh3_64_with_seed(text.as_bytes(), seed);
         if let Some(code) = known.find(hash, |code| at(code) == text) {
             return *code;
         }
         let code = self.values.len() as u32 + 1;
-        known.insert_unique(hash, code, |code| xxh3_64(at(code).as_bytes()));
+        known.insert_unique(hash, code, |code| xxh3_64_with_seed(at(code).as_bytes(), seed));
         self.values.push(text);
         code
     }
@@ -475,11 +518,11 @@ fn series(
     plan: &Plan<'_>,
     tags: &[Codes<'_>],
     keep: Option<&[u32]>,
-    rows: usize,
+    seed: u64,
     budget: &mut Budget,
     out: &mut TableBatch,
 ) -> Result<(), ArrowShape> {
-    let kept = keep.map_or(rows, <[u32]>::len);
+    let kept = keep.map_or(plan.rows, <[u32]>::len);
     let source = |i: usize| keep.map_or(i, |k| k.get(i).map_or(0, |row| *row as usize));
     // Row by row, 4 bytes per tag: hashed and compared as bytes.
     let width = 4 * tags.len();
@@ -501,12 +544,12 @@ fn series(
     for i in 0..kept {
         let this = tuple(i);
         let first = |s: &u32| tuple(firsts.get(*s as usize).copied().unwrap_or(0));
-        let hash = xxh3_64(this);
+        let hash = xxh3_64_with_seed(this, seed);
         let series = match known.find(hash, |s| first(s) == this) {
             Some(series) => *series,
             None => {
                 let series = firsts.len() as u32;
-                known.insert_unique(hash, series, |s| xxh3_64(first(s)));
+                known.insert_unique(hash, series, |s| xxh3_64_with_seed(first(s), seed));
                 firsts.push(i);
                 let row = source(i);
                 let value = |codes: &Codes<'_>| {

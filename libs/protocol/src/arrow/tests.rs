@@ -277,26 +277,112 @@ fn the_first_hundred_refusals_are_listed_and_all_are_counted() {
     assert!(refusals.is_sorted_by_key(|r| r.line));
 }
 
+/// The messages of a Flight stream: header and body of each.
+fn messages(
+    record: &RecordBatch,
+    codec: Option<arrow::ipc::CompressionType>,
+) -> Vec<(Vec<u8>, Vec<u8>)> {
+    use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
+    let options = IpcWriteOptions::default().try_with_compression(codec).unwrap();
+    let generator = IpcDataGenerator::default();
+    let mut tracker = DictionaryTracker::new(false);
+    let schema = generator.schema_to_bytes_with_dictionary_tracker(
+        record.schema_ref(),
+        &mut tracker,
+        &options,
+    );
+    let mut context = Default::default();
+    let (dictionaries, batch) =
+        generator.encode(record, &mut tracker, &options, &mut context).unwrap();
+    let parts = std::iter::once(schema).chain(dictionaries).chain([batch]);
+    parts.map(|part| (part.ipc_message, part.arrow_data)).collect()
+}
+
+fn decode(messages: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<RecordBatch>, IpcError> {
+    let mut decoder = MessageDecoder::new();
+    let mut out = Vec::new();
+    for (header, body) in messages {
+        out.extend(decoder.message(header, &arrow::buffer::Buffer::from_vec(body.clone()))?);
+    }
+    Ok(out)
+}
+
+#[test]
+fn messages_are_decoded_plain_and_with_zstd_but_not_with_lz4() {
+    use arrow::ipc::CompressionType;
+    let text = "abc".repeat(100);
+    let record = record(vec![
+        ("time", ns(&[1, 2])),
+        ("k:tag", Arc::new(StringViewArray::from(vec![text.as_str(), "y"]))),
+        ("v", Arc::new(Int64Array::from(vec![Some(1), None]))),
+        ("s", Arc::new(StringArray::from(vec![text.as_str(), text.as_str()]))),
+        ("n", Arc::new(NullArray::new(2))),
+    ]);
+    for codec in [None, Some(CompressionType::ZSTD)] {
+        assert_eq!(decode(&messages(&record, codec)).unwrap().first(), Some(&record));
+    }
+    let lz4 = messages(&record, Some(CompressionType::LZ4_FRAME));
+    assert_eq!(decode(&lz4), Err(IpcError::Codec("LZ4")));
+    let whole = messages(&record, None);
+    assert_eq!(decode(&whole[1..]), Err(IpcError::Early("record batch")));
+    assert_eq!(decode(&[(Vec::new(), Vec::new())]), Ok(Vec::new()));
+}
+
+#[test]
+fn a_compressed_buffer_that_claims_gigabytes_is_refused_before_they_are_taken() {
+    let text = "abc".repeat(1000);
+    let record = record(vec![("time", ns(&[1])), ("s", Arc::new(StringArray::from(vec![text])))]);
+    let mut messages = messages(&record, Some(arrow::ipc::CompressionType::ZSTD));
+    let (_, body) = messages.last_mut().unwrap();
+    let claim = 3000i64.to_le_bytes();
+    let at = body.windows(8).rposition(|w| w == claim).unwrap();
+    body[at..at + 8].copy_from_slice(&(1i64 << 40).to_le_bytes());
+    let most = INFLATED_BYTES_MAX;
+    assert_eq!(decode(&messages), Err(IpcError::TooLarge { what: "bytes when inflated", most }));
+}
+
+#[test]
+fn a_schema_of_lists_is_refused_by_its_column() {
+    let list =
+        arrow::array::ListArray::from_iter_primitive::<arrow::datatypes::Int32Type, _, _>([Some(
+            [Some(1)],
+        )]);
+    let record = record(vec![("time", ns(&[1])), ("l", Arc::new(list))]);
+    let problem =
+        "has a type without a meaning here: send integers, floats, booleans, text or timestamps";
+    assert_eq!(decode(&messages(&record, None)), Err(IpcError::Column { column: 1, problem }));
+}
+
+#[test]
+fn dictionaries_that_pile_up_end_the_stream() {
+    let text = "x".repeat(20 << 20);
+    let host: DictionaryArray<Int8Type> = [Some(text.as_str())].into_iter().collect();
+    let record = record(vec![("time", ns(&[1])), ("host", Arc::new(host))]);
+    let messages = messages(&record, None);
+    let again: Vec<_> = [&messages[..1], &vec![messages[1].clone(); 4]].concat();
+    assert!(matches!(
+        decode(&again),
+        Err(IpcError::TooLarge { what: "bytes of dictionaries", .. })
+    ));
+}
+
 proptest::proptest! {
-    /// A stream with damaged bytes is an error of the reader or a batch whose rows are judged; it
-    /// is never trusted further.
+    /// Damaged messages are an error or a batch whose rows are judged; nothing panics outside of
+    /// the fence.
     #[test]
-    fn damaged_streams_are_errors_or_consistent_batches(
+    fn damaged_messages_are_errors_or_consistent_batches(
         batch in crate::frame::tests::batch(),
+        zstd in proptest::prelude::any::<bool>(),
         flips in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0u8..8), 1..4),
     ) {
         let record = to_record_batch(&batch, "d").unwrap();
-        let mut bytes = Vec::new();
-        let mut writer = arrow::ipc::writer::StreamWriter::try_new(&mut bytes, record.schema_ref()).unwrap();
-        writer.write(&record).unwrap();
-        writer.finish().unwrap();
-        drop(writer);
+        let mut messages = messages(&record, zstd.then_some(arrow::ipc::CompressionType::ZSTD));
         for (at, bit) in flips {
-            let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
+            let at = at.index(messages.iter().map(|(h, b)| h.len() + b.len()).sum());
+            let mut bytes = messages.iter_mut().flat_map(|(h, b)| h.iter_mut().chain(b));
+            *bytes.nth(at).unwrap() ^= 1 << bit;
         }
-        let Ok(reader) = arrow::ipc::reader::StreamReader::try_new(bytes.as_slice(), None) else { return Ok(()) };
-        for record in reader.map_while(Result::ok) {
+        for record in decode(&messages).unwrap_or_default() {
             if let Ok((_, batch, _)) = from_record_batch(&record, &RowLimits::default()) {
                 proptest::prop_assert!(batch.check().is_ok());
             }

@@ -439,9 +439,12 @@ impl<'a> Table<'a> {
         self.refused = true;
         let rows = self.time.len();
         for predicted in self.order.iter().take(fields) {
+            // A name can have columns of several types: the predicted one was written, or the last.
             let last = self.names.get(predicted.name as usize).map_or(NONE, |f| f.last);
-            if let Some(column) = self.columns.get_mut(last as usize) {
-                column.truncate(rows);
+            for column in [predicted.column, last] {
+                if let Some(column) = self.columns.get_mut(column as usize) {
+                    column.truncate(rows);
+                }
             }
         }
     }

@@ -166,6 +166,20 @@ fn a_refused_row_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_refused_row_is_taken_back_from_the_column_that_was_predicted() {
+    // `w` has two columns, and the second row wrote the one that the third is not predicted to.
+    check(
+        "m v=1,w=2i 1\nm w=1,v=oops\nm v=1,w=2i,v=1\nm v=3,w=4i 2",
+        expect![[r#"
+            m v=1,w=2i 1
+            m v=3,w=4i 2
+            refused line 2, column 9, BadValue: `oops` is not a number, boolean or quoted string
+            refused line 3, column 12, BadName: field `v` occurs twice
+        "#]],
+    );
+}
+
+#[test]
 fn d4_the_first_refusals_are_listed_and_all_are_counted() {
     let body = "m v=x\n".repeat(1000);
     let parsed = parse(body.as_bytes(), &LineOptions { refusals_max: 3, ..LineOptions::default() });
