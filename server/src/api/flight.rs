@@ -11,7 +11,6 @@ use std::sync::Arc;
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo,
     HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
-    decode::{DecodedFlightData, DecodedPayload, FlightDataDecoder},
     encode::FlightDataEncoderBuilder,
     error::FlightError,
     flight_service_server::{FlightService, FlightServiceServer},
@@ -20,7 +19,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::Box
 use millrace_control::{Principal, policy};
 use millrace_platform::metric::Metric;
 use millrace_protocol::{
-    arrow::from_record_batch,
+    arrow::{MessageDecoder, from_record_batch},
     batch::RowLimits,
     ids::DeviceId,
     stream::{PutAck, PutHeader},
@@ -114,15 +113,16 @@ fn put(
     state: &Arc<State>,
     device: DeviceId,
     serial: u64,
-    message: Result<DecodedFlightData, FlightError>,
+    decoder: &mut MessageDecoder,
+    message: Result<FlightData, Status>,
 ) -> BoxFuture<'static, Result<Option<PutResult>, Status>> {
     let queued = (|| {
-        let message = message.map_err(|e| Status::invalid_argument(format!("bad_ipc: {e}")))?;
-        let batch = match message.payload {
-            DecodedPayload::RecordBatch(batch) => batch,
-            DecodedPayload::Schema(_) | DecodedPayload::None => return Ok(None),
-        };
-        let header = PutHeader::from_bytes(&message.inner.app_metadata)
+        let message = message?;
+        let decoded = decoder
+            .message(&message.data_header, &message.data_body.clone().into())
+            .map_err(|e| Status::invalid_argument(format!("bad_ipc: {e}")))?;
+        let Some(batch) = decoded else { return Ok(None) };
+        let header = PutHeader::from_bytes(&message.app_metadata)
             .map_err(|e| Status::invalid_argument(format!("bad_sequence: {e}")))?;
         if header.rows() != batch.num_rows() as u64 {
             return Err(Status::invalid_argument(format!(
@@ -253,9 +253,10 @@ impl FlightService for Flight {
         }
         let state = Arc::clone(&self.state);
         let open = OpenStream::new();
-        let messages = request.into_inner().map_err(|e| FlightError::Tonic(Box::new(e)));
-        let acks = FlightDataDecoder::new(messages)
-            .map(move |message| put(&state, device, serial, message))
+        let mut decoder = MessageDecoder::new();
+        let acks = request
+            .into_inner()
+            .map(move |message| put(&state, device, serial, &mut decoder, message))
             .buffered(AHEAD)
             .filter_map(move |ack| {
                 let _open = &open;
