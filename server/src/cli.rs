@@ -113,7 +113,7 @@ pub fn main() -> ExitCode {
         Command::Sql(args) => sql::run(args),
         Command::Status(args) => manage::status(args),
         Command::Demo(args) => crate::demo::run(args),
-        Command::Edge { args } => return millrace_edge::cli::run_from(args),
+        Command::Edge { args } => return crate::demo::forwarder(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "millrace", &mut std::io::stdout());
             Ok(())

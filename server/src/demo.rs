@@ -344,3 +344,8 @@ fn log_file(path: &Path) -> Result<Stdio, Failure> {
 fn wait(time: Duration) {
     std::thread::sleep(time);
 }
+
+/// The forwarder as a hidden subcommand: the demo's child process.
+pub(crate) fn forwarder(args: Vec<String>) -> std::process::ExitCode {
+    millrace_edge::cli::run_from(args)
+}

@@ -135,8 +135,7 @@ fn d1_d2_a_hundred_kills_under_load_lose_nothing_double_nothing_and_invent_nothi
             }
             // A random moment: after some acks, and then a little later.
             for _ in 0..random.between(1, 12) {
-                let _in_time =
-                    acked.recv_timeout(Duration::from_secs(60)).expect("acks keep coming");
+                acked.recv_timeout(Duration::from_secs(60)).expect("acks keep coming");
             }
             acked.recv_timeout(Duration::from_micros(random.between(0, 5_000))).ok();
             world.kill9();

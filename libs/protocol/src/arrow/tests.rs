@@ -1,3 +1,5 @@
+//! Tests of `arrow.rs`: what goes in comes back, and hostile input is an error.
+
 use std::sync::Arc;
 
 use arrow::{

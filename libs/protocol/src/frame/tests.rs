@@ -1,3 +1,5 @@
+//! Tests of `frame.rs`: what goes in comes back, and hostile input is an error.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of `line.rs`: what goes in comes back, and hostile input is an error.
+
 use expect_test::{Expect, expect};
 
 use super::*;
