@@ -1,4 +1,4 @@
-//! [`TableBatch`] to and from Arrow record batches, the shape that Flight carries.
+//! [`TableBatch`](crate::batch::TableBatch) to and from Arrow record batches, the shape that Flight carries.
 //!
 //! Owns: which Arrow types stand for which columns, and what clients may send.
 //! Never: trusts a batch: every limit of line protocol holds here too, and a value that would

@@ -139,18 +139,20 @@ fn put(
             .map_err(|e| status(Problem::from(e)))?;
         let (database, table, refusals) = from_record_batch(&batch, &RowLimits::default())
             .map_err(|e| Status::invalid_argument(format!("bad_batch: {e}")))?;
+        // The list is cut at a hundred; the count is not.
+        let refused = (batch.num_rows() - table.rows()) as u64;
         let request = WriteRequest {
             tenant: scope.tenant(),
             database,
             origin: Origin::Stream(header.clone()),
             tables: vec![table],
         };
-        Ok(Some((header, refusals, state.engine.write(request))))
+        Ok(Some((header, refusals, refused, state.engine.write(request))))
     })();
     async move {
-        let Some((header, mut refusals, write)) = queued? else { return Ok(None) };
+        let Some((header, mut refusals, refused, write)) = queued? else { return Ok(None) };
         let receipt = write.await.map_err(|e| status(Problem::from(e)))?;
-        let counted = refusals.len() as u64 + receipt.refused();
+        let counted = refused + receipt.refused();
         refusals.extend(receipt.refusals().iter().cloned());
         let hi = receipt.watermark().unwrap_or(header.seq_hi);
         let ack = PutAck::new(header.key, hi, receipt.duplicate(), refusals, counted);
