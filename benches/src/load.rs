@@ -63,8 +63,11 @@ impl Connection {
         body: &[u8],
     ) -> Result<(u16, Vec<u8>), Failed> {
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {}\r\n\
+             content-type: {}\r\ncontent-length: {}\r\n\r\n",
             self.token,
+            // Line protocol never begins with a brace.
+            if body.starts_with(b"{") { "application/json" } else { "text/plain" },
             body.len()
         );
         self.stream.write_all(head.as_bytes())?;
