@@ -5,17 +5,20 @@
 
 pub(crate) mod admin;
 mod auth;
+mod code;
 mod flight;
 mod problem;
 mod query;
+mod request;
 mod write;
 
 use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::DefaultBodyLimit,
-    http::{StatusCode, header},
+    extract::{DefaultBodyLimit, Request},
+    http::header,
+    middleware::map_request,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -28,6 +31,7 @@ use millrace_storage::Engine;
 
 use crate::ingest::{Admission, decode::WIRE_BYTES_MAX};
 
+pub(crate) use code::Code;
 pub(crate) use problem::Problem;
 
 /// What handlers share.
@@ -40,6 +44,8 @@ pub struct State {
     pub query: Arc<QueryEngine>,
     pub metrics: PrometheusHandle,
     pub admission: Admission,
+    /// Secret seed of the hash tables that outside input fills.
+    pub seed: u64,
 }
 
 /// The shared state as axum hands it out.
@@ -47,6 +53,7 @@ pub type Shared = axum::extract::State<Arc<State>>;
 
 /// All routes.
 pub fn router(state: Arc<State>) -> Router {
+    let clock = Arc::clone(&state.clock);
     let flight = tonic::service::Routes::new(flight::service(Arc::clone(&state)));
     Router::new()
         .route("/health", get(health))
@@ -70,19 +77,18 @@ pub fn router(state: Arc<State>) -> Router {
         .with_state(state)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(map_request(move |request: Request| {
+            std::future::ready(request::read_leftovers(Arc::clone(&clock), request))
+        }))
         .merge(flight.into_axum_router().reset_fallback())
 }
 
 async fn not_found() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+    Problem::new(Code::NotFound, "there is nothing at this path")
 }
 
 async fn method_not_allowed() -> Problem {
-    Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        "this path exists, but not with this method",
-    )
+    Problem::new(Code::MethodNotAllowed, "this path exists, but not with this method")
 }
 
 async fn health() -> Response {

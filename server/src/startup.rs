@@ -13,7 +13,7 @@ use millrace_platform::{
     clock::{Clock, SystemClock},
     disk::{Disk, DiskLock, RealDisk},
     durable,
-    entropy::{Entropy, OsEntropy},
+    entropy::{Entropy, OsEntropy, random_u64},
     net::{Listener, TcpAcceptor},
 };
 use millrace_query::{QueryEngine, QueryLimits};
@@ -188,6 +188,7 @@ pub async fn run(
         query,
         metrics,
         admission: Admission::default(),
+        seed: random_u64(control.entropy.as_ref()),
     });
     let acceptor = TcpAcceptor::bind(settings.listen)
         .await

@@ -347,3 +347,25 @@ fn d4_hostile_streams_end_with_the_status_that_the_corpus_says_and_leave_nothing
     let good = [(device::header(&scripted.stream("good", 1), 1, 3), three_rows(500))];
     assert_eq!(scripted.put(device::messages(&good)).unwrap().last().map(|a| a.hi.0), Some(3));
 }
+
+#[test]
+fn a3_a_revoked_device_loses_its_open_stream_even_while_it_is_idle() {
+    let (world, client) = World::with_tenant();
+    let device = Device::enrol(&world, "acme");
+    let stream = device.stream("default", 1);
+    let frames = [(device::header(&stream, 1, 3), three_rows(1))];
+    let status = device.idle_until_ended(device::messages(&frames), || {
+        world.admin(&[
+            "device",
+            "revoke",
+            "--tenant",
+            "acme",
+            &device.enrolled.device_id.to_string(),
+        ]);
+    });
+    let status = status.expect("the stream ends");
+    assert_eq!(status.code(), tonic::Code::PermissionDenied, "{status:?}");
+    let again = device.put(device::messages(&[(device::header(&stream, 4, 6), three_rows(4))]));
+    assert!(again.is_err(), "{again:?}");
+    assert_eq!(client.number(DB, &format!("SELECT count(*) AS n FROM {TABLE}")), 3);
+}

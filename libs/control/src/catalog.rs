@@ -26,6 +26,7 @@ use millrace_platform::{
 };
 use millrace_protocol::ids::{DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::{
     device::{CertificateError, DeviceCa},
@@ -186,6 +187,8 @@ pub struct Catalog {
     path: PathBuf,
     state: Mutex<State>,
     ca: DeviceCa,
+    /// Counts changes, so that open streams can look again whether they may go on.
+    changes: watch::Sender<u64>,
 }
 
 impl std::fmt::Debug for Catalog {
@@ -229,7 +232,9 @@ impl Catalog {
         };
         state.ca_certificate_pem = ca.certificate_pem().to_owned();
         state.ca_key_pem = ca.key_pem().to_owned();
-        let catalog = Self { disk, clock, entropy, keys, path, state: Mutex::new(state), ca };
+        let (changes, _) = watch::channel(0);
+        let state = Mutex::new(state);
+        let catalog = Self { disk, clock, entropy, keys, path, state, ca, changes };
         if fresh {
             catalog.change(|_| Ok(()))?;
         }
@@ -255,7 +260,20 @@ impl Catalog {
         durable::replace(self.disk.as_ref(), &self.path, &sealed)
             .map_err(|e| fail(e.to_string()))?;
         *state = next;
+        drop(state);
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
         Ok(out)
+    }
+
+    /// Ends when the device may no longer stream with this certificate: it was revoked, or it has
+    /// a newer one. Costs nothing while nothing changes.
+    pub async fn revoked(&self, id: DeviceId, serial: u64) {
+        let mut changes = self.changes.subscribe();
+        while self.device_principal(id, serial).is_some() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The device CA's certificate.

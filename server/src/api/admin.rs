@@ -5,7 +5,7 @@
 
 use axum::{
     Extension, Json,
-    extract::{Path, Query, State as Given, rejection::JsonRejection},
+    extract::{Path, State as Given, rejection::JsonRejection},
     http::StatusCode,
     response::{IntoResponse, Response},
 };
@@ -19,25 +19,14 @@ use millrace_protocol::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Problem, Shared, auth::Caller};
+use super::{
+    Code, Problem, Shared,
+    auth::Caller,
+    request::{Parameters, json_problem},
+};
 use crate::listener::Peer;
 
 type Body<T> = Result<Json<T>, JsonRejection>;
-
-/// What is wrong with a JSON body.
-pub(crate) fn json_problem(e: JsonRejection) -> Problem {
-    match e {
-        JsonRejection::MissingJsonContentType(_) => Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "bad_content_type",
-            "send JSON with content-type: application/json",
-        ),
-        JsonRejection::BytesRejection(_) => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is too large")
-        }
-        other => Problem::bad_request("bad_json", other.body_text()),
-    }
-}
 
 /// Makes a tenant and its keys. Keys first: a tenant without keys must not exist.
 pub(crate) fn make_tenant(
@@ -53,11 +42,7 @@ pub(crate) fn make_tenant(
     let id = catalog.new_tenant_id();
     ledger.create(&id.0).map_err(|error| {
         tracing::error!(%error, "a tenant's keys could not be made");
-        Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "keys_unavailable",
-            "the tenant's keys could not be made; try again",
-        )
+        Problem::new(Code::KeysUnavailable, "the tenant's keys could not be made; try again")
     })?;
     Ok(catalog.create_tenant(scope, id, name)?)
 }
@@ -77,7 +62,7 @@ pub(crate) fn administer(
         },
         (None, Principal::Token { tenant, .. }) => *tenant,
         (None, Principal::Operator) => {
-            return Err(Problem::bad_request("bad_tenant", "name the tenant: tenant=NAME"));
+            return Err(Problem::new(Code::BadTenant, "name the tenant: tenant=NAME"));
         }
         (None, Principal::Device { .. }) => return Err(Problem::forbidden(DENIED)),
     };
@@ -197,7 +182,7 @@ pub(crate) async fn create_token(
 pub(crate) async fn tokens(
     Given(state): Shared,
     Caller(principal): Caller,
-    Query(of): Query<OfTenant>,
+    Parameters(of): Parameters<OfTenant>,
 ) -> Result<Response, Problem> {
     let scope = administer(&state.catalog, &principal, of.tenant.as_deref())?;
     Ok(Json(list_tokens(&state.catalog, scope)).into_response())
@@ -207,7 +192,7 @@ pub(crate) async fn revoke_token(
     Given(state): Shared,
     Caller(principal): Caller,
     Path(id): Path<String>,
-    Query(of): Query<OfTenant>,
+    Parameters(of): Parameters<OfTenant>,
 ) -> Result<StatusCode, Problem> {
     let scope = administer(&state.catalog, &principal, of.tenant.as_deref())?;
     state.catalog.revoke_token(scope, &id)?;
@@ -236,7 +221,7 @@ pub(crate) async fn create_claim(
 pub(crate) async fn devices(
     Given(state): Shared,
     Caller(principal): Caller,
-    Query(of): Query<OfTenant>,
+    Parameters(of): Parameters<OfTenant>,
 ) -> Result<Response, Problem> {
     let scope = administer(&state.catalog, &principal, of.tenant.as_deref())?;
     Ok(Json(list_devices(&state.catalog, scope)).into_response())
@@ -246,7 +231,7 @@ pub(crate) async fn revoke_device(
     Given(state): Shared,
     Caller(principal): Caller,
     Path(id): Path<String>,
-    Query(of): Query<OfTenant>,
+    Parameters(of): Parameters<OfTenant>,
 ) -> Result<StatusCode, Problem> {
     let scope = administer(&state.catalog, &principal, of.tenant.as_deref())?;
     let id = id.parse().map_err(|_| millrace_control::CatalogError::NotFound("device"))?;
@@ -300,7 +285,7 @@ pub(crate) async fn streams(
     Given(state): Shared,
     Caller(principal): Caller,
     peer: Option<Extension<Peer>>,
-    Query(of): Query<OfStream>,
+    Parameters(of): Parameters<OfStream>,
 ) -> Result<Response, Problem> {
     let device: DeviceId = peer
         .and_then(|p| p.0.0)

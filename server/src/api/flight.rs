@@ -19,7 +19,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::Box
 use millrace_control::{Principal, policy};
 use millrace_platform::metric::Metric;
 use millrace_protocol::{
-    arrow::{MessageDecoder, from_record_batch},
+    arrow::{MessageDecoder, from_record_batch_seeded},
     batch::RowLimits,
     ids::DeviceId,
     stream::{PutAck, PutHeader},
@@ -29,7 +29,7 @@ use millrace_storage::{Origin, WriteRequest};
 use serde::Deserialize;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Problem, State, auth};
+use super::{Code, Problem, State, auth};
 use crate::listener::Peer;
 
 /// Messages of one stream that wait for their sync at once.
@@ -52,8 +52,8 @@ pub(super) struct Flight {
 
 /// A problem as a gRPC status: the code goes first in the message.
 fn status(problem: Problem) -> Status {
-    let message = format!("{}: {}", problem.code, problem.detail);
-    match problem.status.as_u16() {
+    let message = format!("{}: {}", problem.code.as_str(), problem.detail);
+    match problem.status().as_u16() {
         401 => Status::unauthenticated(message),
         403 => Status::permission_denied(message),
         404 => Status::not_found(message),
@@ -64,6 +64,10 @@ fn status(problem: Problem) -> Status {
         s if s >= 500 => Status::internal(message),
         _ => Status::invalid_argument(message),
     }
+}
+
+fn refused(code: Code, detail: impl Into<String>) -> Status {
+    status(Problem::new(code, detail))
 }
 
 fn unimplemented<T>(what: &str) -> Result<Response<T>, Status> {
@@ -120,25 +124,29 @@ fn put(
         let message = message?;
         let decoded = decoder
             .message(&message.data_header, &message.data_body.clone().into())
-            .map_err(|e| Status::invalid_argument(format!("bad_ipc: {e}")))?;
+            .map_err(|e| refused(Code::BadIpc, format!("{e}")))?;
         let Some(batch) = decoded else { return Ok(None) };
         let header = PutHeader::from_bytes(&message.app_metadata)
-            .map_err(|e| Status::invalid_argument(format!("bad_sequence: {e}")))?;
+            .map_err(|e| refused(Code::BadSequence, format!("{e}")))?;
         if header.rows() != batch.num_rows() as u64 {
-            return Err(Status::invalid_argument(format!(
-                "bad_sequence: the header numbers {} rows, the message has {}",
-                header.rows(),
-                batch.num_rows()
-            )));
+            return Err(refused(
+                Code::BadSequence,
+                format!(
+                    "the header numbers {} rows, the message has {}",
+                    header.rows(),
+                    batch.num_rows()
+                ),
+            ));
         }
         let principal = state
             .catalog
             .device_principal(device, serial)
-            .ok_or_else(|| Status::permission_denied("forbidden: this device has been revoked"))?;
+            .ok_or_else(|| refused(Code::Forbidden, "this device has been revoked"))?;
         let scope = policy::to_write_stream(&principal, header.key.device)
             .map_err(|e| status(Problem::from(e)))?;
-        let (database, table, refusals) = from_record_batch(&batch, &RowLimits::default())
-            .map_err(|e| Status::invalid_argument(format!("bad_batch: {e}")))?;
+        let (database, table, refusals) =
+            from_record_batch_seeded(&batch, &RowLimits::default(), state.seed)
+                .map_err(|e| refused(Code::BadBatch, format!("{e}")))?;
         // The list is cut at a hundred; the count is not.
         let refused = (batch.num_rows() - table.rows()) as u64;
         let request = WriteRequest {
@@ -214,12 +222,10 @@ impl FlightService for Flight {
         let scope = policy::to_read(&principal).map_err(|e| status(Problem::from(e)))?;
         let ticket: JsonTicket =
             serde_json::from_slice(&request.get_ref().ticket).map_err(|e| {
-                Status::invalid_argument(format!(
-                    "bad_ticket: the ticket is not JSON with sql_query: {e}"
-                ))
+                refused(Code::BadTicket, format!("the ticket is not JSON with sql_query: {e}"))
             })?;
         if ticket.query_type.as_deref().is_some_and(|t| t != "sql") {
-            return Err(Status::invalid_argument("bad_ticket: only query_type `sql` is offered"));
+            return Err(refused(Code::BadTicket, "only query_type `sql` is offered"));
         }
         let params = Params::from_json(ticket.params).map_err(|e| status(Problem::from(e)))?;
         let database =
@@ -248,7 +254,7 @@ impl FlightService for Flight {
         let Some((device, serial)) = request.extensions().get::<Peer>().and_then(|p| p.0) else {
             // Who has a token but no certificate is somebody, but not a device.
             self.principal(&request)?;
-            return Err(Status::permission_denied("forbidden: DoPut needs a device certificate"));
+            return Err(refused(Code::Forbidden, "DoPut needs a device certificate"));
         };
         if self.state.catalog.device_principal(device, serial).is_none() {
             return Err(status(Problem::unauthenticated()));
@@ -264,7 +270,7 @@ impl FlightService for Flight {
                 let _open = &open;
                 futures::future::ready(ack.transpose())
             });
-        Ok(Response::new(until_error(acks.boxed())))
+        Ok(Response::new(until_error(until_revoked(&self.state, device, serial, acks.boxed()))))
     }
 
     async fn do_exchange(
@@ -287,6 +293,26 @@ impl FlightService for Flight {
     ) -> Result<Response<Self::ListActionsStream>, Status> {
         Ok(Response::new(futures::stream::empty().boxed()))
     }
+}
+
+/// Ends the stream as soon as the device is revoked, also while it is idle.
+fn until_revoked(
+    state: &Arc<State>,
+    device: DeviceId,
+    serial: u64,
+    acks: BoxStream<'static, Result<PutResult, Status>>,
+) -> BoxStream<'static, Result<PutResult, Status>> {
+    let catalog = Arc::clone(&state.catalog);
+    let revoked = futures::stream::once(async move {
+        catalog.revoked(device, serial).await;
+        Some(Err(refused(Code::Forbidden, "this device has been revoked")))
+    });
+    let acks = acks.map(Some).chain(futures::stream::once(futures::future::ready(None)));
+    // `None` is the stream's own end, after which nobody waits for a revocation.
+    futures::stream::select(acks, revoked)
+        .take_while(|ack| futures::future::ready(ack.is_some()))
+        .filter_map(futures::future::ready)
+        .boxed()
 }
 
 /// Ends the stream at its first error: rows after a failed message would leave a hole.

@@ -1,4 +1,4 @@
-//! Errors as RFC 9457 problem documents with stable codes (docs/http-api.md lists them).
+//! Errors as RFC 9457 problem documents with stable codes (`super::code`).
 
 use axum::{
     Json,
@@ -9,40 +9,37 @@ use millrace_control::{CatalogError, Denied};
 use millrace_query::QueryError;
 use millrace_storage::WriteError;
 
+use super::Code;
+
 /// A problem document on its way out.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
-    pub(crate) status: StatusCode,
-    pub(crate) code: &'static str,
+    pub(crate) code: Code,
     pub(crate) detail: String,
     retry_after_s: Option<u64>,
 }
 
 impl Problem {
-    pub(crate) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), retry_after_s: None }
+    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), retry_after_s: None }
     }
 
-    pub(crate) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    pub(crate) const fn status(&self) -> StatusCode {
+        self.code.status()
     }
 
     pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+        Self::new(Code::Forbidden, detail)
     }
 
     pub(crate) fn unauthenticated() -> Self {
-        Self::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthenticated",
-            "a valid token is needed: Authorization: Bearer TOKEN",
-        )
+        Self::new(Code::Unauthenticated, "a valid token is needed: Authorization: Bearer TOKEN")
     }
 
-    pub(crate) fn busy(detail: impl Into<String>) -> Self {
-        let mut out = Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail);
-        out.retry_after_s = Some(1);
-        out
+    /// The same, which passes by itself: try again after so many seconds.
+    pub(crate) const fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
     }
 
     /// Adds what every refusal that passes by itself says: when to try again.
@@ -50,7 +47,7 @@ impl Problem {
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.status == StatusCode::UNAUTHORIZED {
+        if self.code == Code::Unauthenticated {
             let scheme = HeaderValue::from_static("Bearer realm=\"millrace\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
@@ -61,14 +58,14 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let body = millrace_protocol::problem::Problem {
-            kind: format!("https://millrace.dev/problems/{}", self.code),
-            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
-            status: self.status.as_u16(),
-            code: self.code.to_owned(),
+            kind: format!("https://millrace.dev/problems/{}", self.code.as_str()),
+            title: self.status().canonical_reason().unwrap_or("Error").to_owned(),
+            status: self.status().as_u16(),
+            code: self.code.as_str().to_owned(),
             detail: self.detail.clone(),
         };
         let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
-        self.decorate((self.status, content_type, Json(body)).into_response_with_type())
+        self.decorate((self.status(), content_type, Json(body)).into_response_with_type())
     }
 }
 
@@ -101,34 +98,29 @@ impl From<Denied> for Problem {
 
 impl From<QueryError> for Problem {
     fn from(e: QueryError) -> Self {
-        let (code, status) = e.code();
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut out = Self::new(status, code, e.to_string());
-        if matches!(e, QueryError::Busy { .. } | QueryError::Unavailable(_)) {
-            out.retry_after_s = Some(1);
+        let (code, _) = e.code();
+        let out = Self::new(Code::of_query(code), e.to_string());
+        match e {
+            QueryError::Busy { .. } | QueryError::Unavailable(_) => out.retry_after(1),
+            _ => out,
         }
-        out
     }
 }
 
 impl From<WriteError> for Problem {
     fn from(e: WriteError) -> Self {
-        let (status, code, retry) = match &e {
-            WriteError::TenantGone => (StatusCode::FORBIDDEN, "tenant_gone", None),
-            WriteError::KeysUnavailable(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable", Some(5))
-            }
-            WriteError::Missing { .. } => (StatusCode::CONFLICT, "rows_missing", None),
-            WriteError::Sequence(_) => (StatusCode::BAD_REQUEST, "bad_sequence", None),
-            WriteError::Database(_) => (StatusCode::BAD_REQUEST, "bad_database", None),
-            WriteError::Batch(_) => (StatusCode::BAD_REQUEST, "bad_batch", None),
-            WriteError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None),
-            WriteError::Log(_) => (StatusCode::SERVICE_UNAVAILABLE, "log_unavailable", Some(1)),
-            WriteError::DiskFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full", Some(10)),
-            WriteError::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "busy", Some(1)),
-            WriteError::Stopped | WriteError::Broken(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "stopped", Some(5))
-            }
+        let (code, retry) = match &e {
+            WriteError::TenantGone => (Code::TenantGone, None),
+            WriteError::KeysUnavailable(_) => (Code::KeysUnavailable, Some(5)),
+            WriteError::Missing { .. } => (Code::RowsMissing, None),
+            WriteError::Sequence(_) => (Code::BadSequence, None),
+            WriteError::Database(_) => (Code::BadDatabase, None),
+            WriteError::Batch(_) => (Code::BadBatch, None),
+            WriteError::TooLarge(_) => (Code::BodyTooLarge, None),
+            WriteError::Log(_) => (Code::LogUnavailable, Some(1)),
+            WriteError::DiskFull(_) => (Code::DiskFull, Some(10)),
+            WriteError::Busy(_) => (Code::Busy, Some(1)),
+            WriteError::Stopped | WriteError::Broken(_) => (Code::Stopped, Some(5)),
         };
         // Paths of the server are not the client's business.
         let detail = match &e {
@@ -136,33 +128,30 @@ impl From<WriteError> for Problem {
             WriteError::DiskFull(_) => "the disk is full; nothing was acknowledged, send the rows again when there is space".to_owned(),
             other => other.to_string(),
         };
-        if status.is_server_error() {
+        if code.status().is_server_error() {
             tracing::error!(error = %e, "a write failed");
         }
-        let mut out = Self::new(status, code, detail);
-        out.retry_after_s = retry;
-        out
+        Self { code, detail, retry_after_s: retry }
     }
 }
 
 impl From<CatalogError> for Problem {
     fn from(e: CatalogError) -> Self {
-        let (status, code) = match &e {
+        let code = match &e {
             CatalogError::File { .. } => {
                 tracing::error!(error = %e, "the catalogue failed");
                 return Self::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "catalog_unavailable",
+                    Code::CatalogUnavailable,
                     "the change could not be stored; nothing was changed, try again",
                 );
             }
-            CatalogError::Name(_) => (StatusCode::BAD_REQUEST, "bad_name"),
-            CatalogError::Exists(_) => (StatusCode::CONFLICT, "exists"),
-            CatalogError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
-            CatalogError::Scope(_) => (StatusCode::BAD_REQUEST, "bad_scope"),
-            CatalogError::Claim => (StatusCode::FORBIDDEN, "bad_claim"),
-            CatalogError::Certificate(_) => (StatusCode::BAD_REQUEST, "bad_signing_request"),
+            CatalogError::Name(_) => Code::BadName,
+            CatalogError::Exists(_) => Code::Exists,
+            CatalogError::NotFound(_) => Code::NotFound,
+            CatalogError::Scope(_) => Code::BadScope,
+            CatalogError::Claim => Code::BadClaim,
+            CatalogError::Certificate(_) => Code::BadSigningRequest,
         };
-        Self::new(status, code, e.to_string())
+        Self::new(code, e.to_string())
     }
 }

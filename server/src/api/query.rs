@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json,
     body::Body,
-    extract::{Query, State as Given, rejection::JsonRejection},
+    extract::{State as Given, rejection::JsonRejection},
     http::{HeaderValue, header},
     response::Response,
 };
@@ -15,7 +15,11 @@ use millrace_query::{Format, Params, result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Problem, Shared, State, auth::Caller};
+use super::{
+    Code, Problem, Shared, State,
+    auth::Caller,
+    request::{Parameters, json_problem},
+};
 
 /// A question, from the query string or from a JSON body.
 #[derive(Debug, Deserialize)]
@@ -35,14 +39,14 @@ pub(crate) struct Question {
 pub(crate) async fn get(
     Given(state): Shared,
     Caller(principal): Caller,
-    Query(mut question): Query<Question>,
+    Parameters(mut question): Parameters<Question>,
 ) -> Result<Response, Problem> {
     if let Some(Value::String(text)) = &question.params {
         let parsed = serde_json::from_str(text);
-        question.params =
-            Some(parsed.map_err(|e| {
-                Problem::bad_request("sql_params", format!("params is not JSON: {e}"))
-            })?);
+        question.params = Some(
+            parsed
+                .map_err(|e| Problem::new(Code::SqlParams, format!("params is not JSON: {e}")))?,
+        );
     }
     answer(&state, &principal, question).await
 }
@@ -53,7 +57,7 @@ pub(crate) async fn post(
     Caller(principal): Caller,
     question: Result<Json<Question>, JsonRejection>,
 ) -> Result<Response, Problem> {
-    let Json(question) = question.map_err(super::admin::json_problem)?;
+    let Json(question) = question.map_err(json_problem)?;
     answer(&state, &principal, question).await
 }
 
@@ -66,15 +70,15 @@ async fn answer(
     let sql = question
         .q
         .filter(|q| !q.trim().is_empty())
-        .ok_or_else(|| Problem::bad_request("sql_syntax", "there is no SQL: give it as `q`"))?;
+        .ok_or_else(|| Problem::new(Code::SqlSyntax, "there is no SQL: give it as `q`"))?;
     let format: Format = question.format.as_deref().unwrap_or("json").parse()?;
     let params = Params::from_json(question.params.unwrap_or(Value::Null))?;
     let database = question.db.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".to_owned());
     if database.len() > 63
         || !database.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
     {
-        return Err(Problem::bad_request(
-            "bad_database",
+        return Err(Problem::new(
+            Code::BadDatabase,
             "a database has 1 to 63 characters of A-Z a-z 0-9 _ . -",
         ));
     }

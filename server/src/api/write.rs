@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::{
     Json,
     body::Bytes,
-    extract::{Query, State as Given},
+    extract::State as Given,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -23,7 +23,11 @@ use millrace_storage::{Origin, WriteRequest};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Problem, Shared, State, auth::Caller};
+use super::{
+    Code, Problem, Shared, State,
+    auth::Caller,
+    request::{Parameters, Payload},
+};
 use crate::ingest::decode;
 
 /// Refused lines that an answer lists.
@@ -31,7 +35,7 @@ const LISTED_MAX: usize = 100;
 
 /// Query parameters of all three endpoints; unknown ones are ignored, as clients expect.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Parameters {
+pub(crate) struct Target {
     db: Option<String>,
     bucket: Option<String>,
     precision: Option<String>,
@@ -46,25 +50,27 @@ struct Outcome {
     listed: Vec<Refusal>,
 }
 
+/// The unit of times, or `default` if the client named none.
+fn precision_of(target: &Target, default: Precision) -> Result<Precision, Problem> {
+    let Some(text) = target.precision.as_deref() else { return Ok(default) };
+    text.parse().map_err(|_| {
+        let shown: String = text.chars().take(20).collect();
+        Problem::new(
+            Code::BadPrecision,
+            format!("precision `{shown}` is unknown; use ns, us, ms, s or auto"),
+        )
+    })
+}
+
 async fn store(
     state: &Arc<State>,
     tenant: TenantId,
     database: String,
-    precision: Option<&str>,
+    precision: Precision,
     all_or_nothing: bool,
     headers: &HeaderMap,
     body: Bytes,
 ) -> Result<Outcome, Problem> {
-    let precision = match precision {
-        None => Precision::Nanosecond,
-        Some(text) => text.parse().map_err(|_| {
-            let shown: String = text.chars().take(20).collect();
-            Problem::bad_request(
-                "bad_precision",
-                format!("precision `{shown}` is unknown; use ns, us, ms or s"),
-            )
-        })?,
-    };
     let encoding =
         headers.get(header::CONTENT_ENCODING).map(|v| v.to_str().unwrap_or("?").to_owned());
     let wire = body.len();
@@ -75,7 +81,8 @@ async fn store(
         2 * wire
     };
     let _reserved = state.admission.reserve(reserve).ok_or_else(|| {
-        Problem::busy("too many bytes are being written at once; send this again")
+        Problem::new(Code::Busy, "too many bytes are being written at once; send this again")
+            .retry_after(1)
     })?;
     let options = LineOptions {
         precision,
@@ -83,15 +90,14 @@ async fn store(
         limits: RowLimits::default(),
         refusals_max: LISTED_MAX,
     };
+    let seed = state.seed;
     let (text, parsed) = tokio::task::spawn_blocking(move || {
         let text = decode::decode(encoding.as_deref(), body)?;
-        let parsed = line::parse(&text, &options);
+        let parsed = line::parse_seeded(&text, &options, seed);
         Ok::<_, decode::DecodeError>((text, parsed))
     })
     .await
-    .map_err(|_| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the body could not be parsed")
-    })?
+    .map_err(|_| Problem::new(Code::Internal, "the body could not be parsed"))?
     .map_err(decode_problem)?;
     metrics::counter!(Metric::IngestBytes.name(), "tenant" => tenant.to_string())
         .increment(wire as u64);
@@ -111,12 +117,12 @@ async fn store(
 }
 
 fn decode_problem(e: decode::DecodeError) -> Problem {
-    let (status, code) = match e {
-        decode::DecodeError::Encoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_encoding"),
-        decode::DecodeError::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-        decode::DecodeError::Corrupt(_) => (StatusCode::BAD_REQUEST, "bad_body"),
+    let code = match e {
+        decode::DecodeError::Encoding(_) => Code::BadEncoding,
+        decode::DecodeError::TooLarge => Code::BodyTooLarge,
+        decode::DecodeError::Corrupt(_) => Code::BadBody,
     };
-    Problem::new(status, code, e.to_string())
+    Problem::new(code, e.to_string())
 }
 
 /// Line `number` (from 1) of a body, cut to 256 characters.
@@ -136,8 +142,8 @@ fn first_sentence(outcome: &Outcome) -> String {
     })
 }
 
-fn database_of(parameters: &Parameters) -> String {
-    let given = parameters.db.as_deref().or(parameters.bucket.as_deref());
+fn database_of(target: &Target) -> String {
+    let given = target.db.as_deref().or(target.bucket.as_deref());
     given.filter(|d| !d.is_empty()).unwrap_or("default").to_owned()
 }
 
@@ -145,16 +151,16 @@ fn database_of(parameters: &Parameters) -> String {
 pub(crate) async fn v3(
     Given(state): Shared,
     Caller(principal): Caller,
-    Query(parameters): Query<Parameters>,
+    Parameters(target): Parameters<Target>,
     headers: HeaderMap,
-    body: Bytes,
+    Payload(body): Payload,
 ) -> Result<Response, Problem> {
     let scope = policy::to_write(&principal)?;
-    let partial = parameters.accept_partial.as_deref() != Some("false");
-    let precision = parameters.precision.as_deref().filter(|p| *p != "auto");
-    let database = database_of(&parameters);
+    let partial = target.accept_partial.as_deref() != Some("false");
+    let precision = precision_of(&target, Precision::Auto)?;
+    let database = database_of(&target);
     let outcome =
-        store(&state, scope.tenant(), database, precision, !partial, &headers, body).await?;
+        store(&state, scope.tenant(), database, precision, !partial, &headers, body?).await?;
     if outcome.refused == 0 {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -190,15 +196,15 @@ pub(crate) async fn v3(
 pub(crate) async fn v2(
     Given(state): Shared,
     Caller(principal): Caller,
-    Query(parameters): Query<Parameters>,
+    Parameters(target): Parameters<Target>,
     headers: HeaderMap,
-    body: Bytes,
+    Payload(body): Payload,
 ) -> Response {
     let answer = async {
         let scope = policy::to_write(&principal)?;
-        let precision = parameters.precision.as_deref();
-        let database = database_of(&parameters);
-        store(&state, scope.tenant(), database, precision, false, &headers, body).await
+        let precision = precision_of(&target, Precision::Nanosecond)?;
+        let database = database_of(&target);
+        store(&state, scope.tenant(), database, precision, false, &headers, body?).await
     };
     match answer.await {
         Ok(outcome) if outcome.refused == 0 => StatusCode::NO_CONTENT.into_response(),
@@ -214,8 +220,8 @@ pub(crate) async fn v2(
             (StatusCode::BAD_REQUEST, Json(body)).into_response()
         }
         Err(problem) => {
-            let body = json!({ "code": v2_code(problem.status), "message": problem.detail });
-            problem.decorate((problem.status, Json(body)).into_response())
+            let body = json!({ "code": v2_code(problem.status()), "message": problem.detail });
+            problem.decorate((problem.status(), Json(body)).into_response())
         }
     }
 }
@@ -237,15 +243,15 @@ fn v2_code(status: StatusCode) -> &'static str {
 pub(crate) async fn v1(
     Given(state): Shared,
     Caller(principal): Caller,
-    Query(parameters): Query<Parameters>,
+    Parameters(target): Parameters<Target>,
     headers: HeaderMap,
-    body: Bytes,
+    Payload(body): Payload,
 ) -> Response {
     let answer = async {
         let scope = policy::to_write(&principal)?;
-        let precision = parameters.precision.as_deref();
-        let database = database_of(&parameters);
-        store(&state, scope.tenant(), database, precision, false, &headers, body).await
+        let precision = precision_of(&target, Precision::Nanosecond)?;
+        let database = database_of(&target);
+        store(&state, scope.tenant(), database, precision, false, &headers, body?).await
     };
     match answer.await {
         Ok(outcome) if outcome.refused == 0 => StatusCode::NO_CONTENT.into_response(),
@@ -256,7 +262,7 @@ pub(crate) async fn v1(
         }
         Err(problem) => {
             let body = json!({ "error": problem.detail });
-            problem.decorate((problem.status, Json(body)).into_response())
+            problem.decorate((problem.status(), Json(body)).into_response())
         }
     }
 }

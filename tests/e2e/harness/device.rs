@@ -91,6 +91,26 @@ impl Device {
         }
     }
 
+    /// Opens a stream that stays open, does something once its rows are acked, and gives back the
+    /// status with which the server then ends it, or `None` if it does not within ten seconds.
+    pub fn idle_until_ended(
+        &self,
+        messages: Vec<FlightData>,
+        meanwhile: impl FnOnce() + Send,
+    ) -> Option<Status> {
+        let identity = (self.enrolled.certificate_pem.clone(), self.key.serialize_der());
+        self.runtime.block_on(async {
+            let client = connect(&self.base, &self.ca, Some(identity)).await;
+            let mut client = client.expect("a connection");
+            let open = futures::stream::iter(messages).chain(futures::stream::pending());
+            let mut acks = client.do_put(Request::new(open)).await.expect("opens").into_inner();
+            while acks.next().await.expect("an ack").expect("taken").app_metadata.is_empty() {}
+            tokio::task::block_in_place(meanwhile);
+            let ended = tokio::time::timeout(std::time::Duration::from_secs(10), acks.next());
+            ended.await.ok()?.and_then(Result::err)
+        })
+    }
+
     /// Opens a DoPut, sends these messages, ends it; every ack, or the status that ended it.
     pub fn put(&self, messages: Vec<FlightData>) -> Result<Vec<PutAck>, Status> {
         let identity = (self.enrolled.certificate_pem.clone(), self.key.serialize_der());
