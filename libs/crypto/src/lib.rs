@@ -10,3 +10,4 @@ pub mod kms;
 pub mod ledger;
 pub mod sealed_file;
 pub mod sealed_store;
+pub mod sign;

@@ -1,5 +1,9 @@
 //! The PIN of a token: from a file or a value that erases itself, never shown.
 //!
+//! ```
+//! fn named<T>() {}
+//! named::<millrace_crypto::kms::pkcs11::Pin>();
+//! ```
 //! ```compile_fail
 //! fn shown<T: std::fmt::Debug>() {}
 //! shown::<millrace_crypto::kms::pkcs11::Pin>();
