@@ -132,7 +132,7 @@ impl TenantStore {
 
     /// A whole sealed section of a larger object, in one request.
     pub async fn section_whole(&self, at: &SealedSection) -> Result<Bytes, ReadError> {
-        reader::whole(self.below.as_ref(), self.keys.as_ref(), &self.tenant, at).await
+        SealedReader::whole(self.below.as_ref(), self.keys.as_ref(), &self.tenant, at).await
     }
 
     /// `path`, if it is the tenant's.

@@ -115,8 +115,9 @@ fn wrong_length(at: &SealedSection, opener: &ObjectOpener) -> SealError {
 }
 
 impl SealedReader {
-    /// Opens a section: fetches its header, checks it and that the length fits.
-    pub(super) async fn open(
+    /// Opens a section of `tenant` in `below`: fetches its header, checks it, and that the length
+    /// fits. For readers that have no use for a whole [`TenantStore`](super::TenantStore).
+    pub async fn open(
         below: Arc<dyn ObjectStore>,
         keys: &dyn TenantKeySource,
         tenant: &[u8; 16],
@@ -154,6 +155,11 @@ impl SealedReader {
         Ok((Self { below, at, opener: Arc::new(opener), conditions }, meta))
     }
 
+    /// The object's id.
+    pub fn id(&self) -> &[u8; 16] {
+        &self.at.id
+    }
+
     /// Plaintext bytes.
     #[expect(clippy::len_without_is_empty, reason = "a length in bytes, not a collection")]
     pub fn len(&self) -> u64 {
@@ -174,15 +180,15 @@ impl SealedReader {
         let sealed = got.bytes().await.map_err(fail)?;
         Ok(self.opener.decrypt_range(plain, sealed.into())?)
     }
-}
 
-/// A whole section in one request.
-pub(super) async fn whole(
-    below: &dyn ObjectStore,
-    keys: &dyn TenantKeySource,
-    tenant: &[u8; 16],
-    at: &SealedSection,
-) -> Result<Bytes, ReadError> {
-    let sealed = below.get_range(&at.path, at.within(0..at.len.max(1))).await;
-    Ok(open_object(keys, tenant, at.id, &sealed.map_err(|e| at.fail(e))?)?)
+    /// A whole section in one request.
+    pub async fn whole(
+        below: &dyn ObjectStore,
+        keys: &dyn TenantKeySource,
+        tenant: &[u8; 16],
+        at: &SealedSection,
+    ) -> Result<Bytes, ReadError> {
+        let sealed = below.get_range(&at.path, at.within(0..at.len.max(1))).await;
+        Ok(open_object(keys, tenant, at.id, &sealed.map_err(|e| at.fail(e))?)?)
+    }
 }
