@@ -3,6 +3,10 @@
 //! Owns: [`Key256`], a tenant's key with what is derived from it, and where they come from.
 //! Never: implements Debug, Clone, Display or Serialize for a key:
 //!
+//! ```
+//! fn named<T>() {}
+//! named::<millrace_crypto::key::Key256>();
+//! ```
 //! ```compile_fail
 //! fn shown<T: std::fmt::Debug>() {}
 //! shown::<millrace_crypto::key::Key256>();
@@ -109,6 +113,13 @@ pub struct TenantKeys {
 impl std::fmt::Debug for TenantKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TenantKeys").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+/// The two keys erase themselves; the seed of the series hash is a secret too.
+impl Drop for TenantKeys {
+    fn drop(&mut self) {
+        self.series_secret.zeroize();
     }
 }
 

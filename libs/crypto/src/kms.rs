@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod contract;
 pub mod local;
+pub mod pkcs11;
 
 use serde::{Deserialize, Serialize};
 

@@ -9,3 +9,5 @@ pub mod key;
 pub mod kms;
 pub mod ledger;
 pub mod sealed_file;
+pub mod sealed_store;
+pub mod sign;

@@ -124,6 +124,14 @@ pub fn sealed_len(len: u64) -> u64 {
     SEALED_HEADER_BYTES as u64 + len + chunks_of(len) * TAG
 }
 
+/// Plaintext bytes of a sealed object that takes `sealed` bytes; `None` if no object takes that
+/// many. Arithmetic only: the header says the same, authenticated.
+pub fn plaintext_len(sealed: u64) -> Option<u64> {
+    let body = sealed.checked_sub(SEALED_HEADER_BYTES as u64)?;
+    let len = body.checked_sub(body.div_ceil(CHUNK_BYTES + TAG) * TAG)?;
+    (sealed_len(len) == sealed).then_some(len)
+}
+
 fn commitment(key: &Key256) -> Key256 {
     key.derive(b"millrace", &[b"sealed object commitment v1"])
 }
@@ -353,3 +361,6 @@ pub fn open_object(
     let body = sealed.get(SEALED_HEADER_BYTES..).unwrap_or_default().to_vec();
     opener.decrypt_range(0..opener.plaintext_len(), body)
 }
+
+#[cfg(test)]
+mod tests;
