@@ -11,7 +11,7 @@ use super::*;
 use crate::kms::{KeyProvider, KmsError, WrapContext, local::LocalKeyFile};
 
 const HEAD: SigningContext = SigningContext::MANIFEST_HEAD;
-const OTHER: SigningContext = SigningContext::new("audit head");
+const OTHER: SigningContext = SigningContext::new("manifest tail");
 
 fn bytes<const N: usize>(digits: &str) -> [u8; N] {
     hex::decode(digits).unwrap().try_into().unwrap()
