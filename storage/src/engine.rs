@@ -26,7 +26,7 @@ use crate::{
     column_file::reader::read_section,
     files::{FileAccess, FileCache},
     flush::{FlushError, FlushReport, Maintenance},
-    gc::{self, Garbage},
+    gc::{self, Garbage, SweepError},
     limits::EngineLimits,
     manifest::{ManifestError, ManifestStore},
     object::local::DurableLocalStore,
@@ -81,8 +81,8 @@ pub enum OpenError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// Garbage of a crash could not be removed.
-    #[error("left-over objects cannot be removed: {0}")]
-    Sweep(#[from] object_store::Error),
+    #[error(transparent)]
+    Sweep(#[from] SweepError),
     /// The log.
     #[error(transparent)]
     Log(#[from] millrace_wal::WalError),
@@ -257,6 +257,16 @@ impl Shard {
     /// Does one merge job; returns whether there was one.
     pub async fn compact_once(&mut self) -> Result<bool, FlushError> {
         self.maintenance.compact_once().await
+    }
+
+    /// Removes left-over objects as the maintenance thread does; `now` is monotonic.
+    #[cfg(test)]
+    pub(crate) async fn sweep(
+        &mut self,
+        now: Duration,
+        grace: Duration,
+    ) -> Result<usize, SweepError> {
+        self.maintenance.sweep(now, grace).await
     }
 
     /// One tenant's tables now.

@@ -24,7 +24,7 @@ use crate::{
     },
     compaction,
     files::{FileAccess, FileCache},
-    gc::Garbage,
+    gc::{Garbage, SweepError},
     limits::EngineLimits,
     manifest::{
         CommitError, Delta, FileEntry, ManifestStore, SeriesSection, StreamState, TableDelta,
@@ -147,7 +147,7 @@ impl Maintenance {
         if planted(Bug::TrimEarly) {
             self.wal.trim_below(sealed.lsn + 1)?;
         }
-        self.manifest.commit(Delta { flushed_lsn: sealed.lsn, tenants }).await?;
+        self.commit(Delta { flushed_lsn: sealed.lsn, tenants }).await?;
         for swap in &swaps {
             swap.handle.flushed(&swap.files, &swap.chunks, swap.series, swap.tags);
         }
@@ -306,10 +306,10 @@ impl Maintenance {
         let tables = BTreeMap::from([(handle.table_id, delta)]);
         let tenant_delta = TenantDelta { tables, streams: BTreeMap::new(), next_table_id: None };
         let flushed_lsn = self.manifest.current().flushed_lsn;
-        self.manifest
-            .commit(Delta { flushed_lsn, tenants: BTreeMap::from([(tenant.id, tenant_delta)]) })
+        self.commit(Delta { flushed_lsn, tenants: BTreeMap::from([(tenant.id, tenant_delta)]) })
             .await?;
         handle.compacted(&added, &removed);
+        job.inputs.iter().for_each(|file| self.garbage.file_left(file));
         self.cache.forget(tenant.id, &removed);
         metrics::counter!(Metric::Compactions.name()).increment(1);
         metrics::counter!(Metric::FileBytesWritten.name(), "cause" => "compaction")
@@ -322,9 +322,18 @@ impl Maintenance {
         &mut self,
         now: Duration,
         grace: Duration,
-    ) -> Result<usize, object_store::Error> {
-        let manifest = self.manifest.current();
-        self.garbage.sweep(self.store.as_ref(), &manifest, now, grace).await
+    ) -> Result<usize, SweepError> {
+        self.garbage.sweep(self.store.as_ref(), &mut self.manifest, now, grace).await
+    }
+
+    /// Commits; an owner that has been replaced also stops taking writes, because nobody would
+    /// ever read what it logs from now on.
+    async fn commit(&mut self, delta: Delta) -> Result<(), CommitError> {
+        let done = self.manifest.commit(delta).await;
+        if matches!(done, Err(CommitError::Fenced { .. })) {
+            self.shared.stop();
+        }
+        done.map(|_| ())
     }
 
     pub(crate) fn access(&self, tenant: TenantId) -> FileAccess {

@@ -2,7 +2,9 @@
 //! there, once, after any crash; and the proof that this suite would notice if it were not.
 
 mod crash;
+mod fork;
 mod model;
 mod planted_bugs;
 mod rows;
 mod world;
+mod zombie;

@@ -400,6 +400,9 @@ impl ShardWriter {
         if let Some(e) = &self.broken {
             return Err(e.clone());
         }
+        if self.shared.stopped() {
+            return Err(WriteError::Stopped);
+        }
         if !valid_database(&request.database) {
             return Err(WriteError::Database(request.database.chars().take(80).collect()));
         }
