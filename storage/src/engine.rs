@@ -4,7 +4,11 @@
 //! threads, for simulation: every step happens when the caller says so.
 //! Never: asks who is calling; knows HTTP, SQL or a policy.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{channel::oneshot, future::BoxFuture};
 use millrace_crypto::key::TenantKeySource;
@@ -142,10 +146,8 @@ impl Shard {
             disk.create_dir_all(path)
                 .map_err(|source| OpenError::Directory { path: path.clone(), source })?;
         }
-        let store: Arc<dyn ObjectStore> = Arc::new(
-            DurableLocalStore::open(Arc::clone(&disk), &dir)
-                .map_err(|source| OpenError::Directory { path: dir.clone(), source })?,
-        );
+        let store = open_store(&disk, &dir, entropy.as_ref())
+            .map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
         let manifest = ManifestStore::open(
             Arc::clone(&store),
             Arc::clone(&keys),
@@ -278,6 +280,24 @@ impl Shard {
     pub fn watermark(&self, tenant: TenantId, key: &StreamKey) -> SeqNo {
         watermark(&self.maintenance.shared, tenant, key)
     }
+}
+
+/// The store of manifest and data, without what a crash left half-written. The log's folder is
+/// not among those swept: the log knows its own files.
+fn open_store(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    entropy: &dyn Entropy,
+) -> std::io::Result<Arc<dyn ObjectStore>> {
+    let store = DurableLocalStore::open(Arc::clone(disk), dir, entropy)?;
+    let mut swept = 0;
+    for folder in ["data", "shard/0/m", "shard/0/c", "shard/0/epoch"] {
+        swept += store.sweep(&folder.into())?;
+    }
+    if swept > 0 {
+        tracing::info!(files = swept, "files that were being written at the last end are removed");
+    }
+    Ok(Arc::new(store))
 }
 
 fn load_series(
