@@ -145,3 +145,6 @@ pub(crate) fn decode<T: DeserializeOwned>(
     }
     Ok((head, tenants))
 }
+
+#[cfg(test)]
+mod tests;
