@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures::{channel::oneshot, future::BoxFuture};
-use millrace_crypto::key::TenantKeySource;
+use millrace_crypto::key::{KeyError, TenantKeySource};
 use millrace_platform::{
     clock::Clock,
     disk::Disk,
@@ -87,6 +87,11 @@ pub enum OpenError {
     /// Garbage of a crash could not be removed.
     #[error(transparent)]
     Sweep(#[from] SweepError),
+    /// A tenant's keys cannot be had now.
+    #[error(
+        "a tenant of the manifest cannot be opened: {0}; start again when its keys can be reached"
+    )]
+    Keys(KeyError),
     /// The log.
     #[error(transparent)]
     Log(#[from] millrace_wal::WalError),
@@ -160,7 +165,12 @@ impl Shard {
         let cache = Arc::new(FileCache::new(limits.open_files));
         let current = manifest.current();
         for (id, tenant) in &current.tenants {
-            let Ok(tenant_keys) = keys.current(&id.0) else { continue };
+            let tenant_keys = match keys.current(&id.0) {
+                Ok(keys) => keys,
+                Err(KeyError::Gone { .. }) => continue,
+                // Left out, it would be taken for new at its next write, its files forgotten.
+                Err(e) => return Err(OpenError::Keys(e)),
+            };
             let mut tables = Tables::new();
             for table in tenant.tables.values() {
                 let dictionary = SeriesDictionary::new(tenant_keys.series_secret());
@@ -317,7 +327,6 @@ fn watermark(shared: &Shared, tenant: TenantId, key: &StreamKey) -> SeqNo {
 }
 
 fn take_snapshot(shared: &Shared, access: &FileAccess) -> Result<TenantSnapshot, SnapshotError> {
-    use millrace_crypto::key::KeyError;
     match access.keys.current(&access.tenant.0) {
         Ok(_) => {}
         Err(KeyError::Gone { .. }) => return Err(SnapshotError::TenantGone),

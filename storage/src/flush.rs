@@ -171,12 +171,19 @@ impl Maintenance {
         for handle in tenant.tables().values() {
             let version = handle.current.load_full();
             let chunks = version.flushing.clone();
+            let Some(columns) = version.sealed.clone().filter(|_| version.schema.version > 0)
+            else {
+                // No row of it has ever been durable.
+                continue;
+            };
             let view = handle.dictionary.view();
-            let new_series = handle.dictionary.since(handle.flushed_series());
+            let (from, to) = (handle.flushed_series(), columns.series);
+            let mut new_series = handle.dictionary.since(from);
+            new_series.truncate(to.saturating_sub(from));
             if chunks.is_empty() && new_series.is_empty() {
                 continue;
             }
-            let schema = Arc::clone(&version.schema);
+            let schema = columns.schema;
             let lsn_lo = chunks.iter().map(|c| c.lsn.start).min().unwrap_or(0);
             let lsn_hi = chunks.iter().map(|c| c.lsn.end).max().unwrap_or(1) - 1;
             let fields: Vec<(u32, FieldType)> =
@@ -211,7 +218,7 @@ impl Maintenance {
                 handle: Arc::clone(handle),
                 chunks,
                 files,
-                series: handle.flushed_series() + new_series.len(),
+                series: from + new_series.len(),
                 tags: schema.tags.len(),
             });
         }
