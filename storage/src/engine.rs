@@ -27,7 +27,10 @@ use millrace_wal::{Replayed, Wal};
 use object_store::ObjectStore;
 
 use crate::{
-    column_file::reader::read_section,
+    column_file::{
+        bundle::SectionRef,
+        reader::{ColumnFileError, read_section},
+    },
     files::{FileAccess, FileCache},
     flush::{FlushError, FlushReport, Maintenance},
     gc::{self, Garbage, SweepError},
@@ -176,7 +179,7 @@ impl Shard {
                 let dictionary = SeriesDictionary::new(tenant_keys.series_secret());
                 for part in &table.series_sections {
                     let body = read_section(&store, &keys, *id, &part.section).await;
-                    load_series(&dictionary, &table.schema, body.map_err(|e| e.to_string()))?;
+                    load_series(&dictionary, &table.schema, &part.section, body)?;
                 }
                 let handle = TableHandle::new(
                     table.database.clone(),
@@ -313,11 +316,14 @@ fn open_store(
 fn load_series(
     dictionary: &SeriesDictionary,
     schema: &crate::schema::TableSchema,
-    body: Result<bytes::Bytes, String>,
+    at: &SectionRef,
+    body: Result<bytes::Bytes, ColumnFileError>,
 ) -> Result<(), OpenError> {
     let fail = |detail: String| OpenError::Series { table: schema.name.clone(), detail };
-    for (sid, key) in section::decode(&body.map_err(fail)?).map_err(|e| fail(e.to_string()))? {
-        dictionary.restore(sid, &key, &schema.tags).map_err(|e| fail(e.to_string()))?;
+    let body = body.map_err(|e| fail(e.to_string()))?;
+    let damaged = |e: &dyn std::fmt::Display| fail(format!("{at}: {e}"));
+    for (sid, key) in section::decode(&body).map_err(|e| damaged(&e))? {
+        dictionary.restore(sid, &key, &schema.tags).map_err(|e| damaged(&e))?;
     }
     Ok(())
 }

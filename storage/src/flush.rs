@@ -199,10 +199,10 @@ impl Maintenance {
                 files.push(Arc::new(entry));
             }
             let mut sections = Vec::new();
-            if !new_series.is_empty() {
-                let body = section::encode(&new_series);
+            for part in section::parts(&new_series, section::PART_BYTES) {
+                let body = section::encode(part);
                 let section = bundle.add(keys, self.entropy.as_ref(), &body)?;
-                sections.push(SeriesSection { section, count: new_series.len() as u64 });
+                sections.push(SeriesSection { section, count: part.len() as u64 });
             }
             deltas.insert(
                 handle.table_id,
