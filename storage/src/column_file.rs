@@ -6,3 +6,6 @@ pub mod bundle;
 pub mod directory;
 pub mod reader;
 pub mod writer;
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,14 @@
 //! threads, for simulation: every step happens when the caller says so.
 //! Never: asks who is calling; knows HTTP, SQL or a policy.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{channel::oneshot, future::BoxFuture};
-use millrace_crypto::key::TenantKeySource;
+use millrace_crypto::key::{KeyError, TenantKeySource};
 use millrace_platform::{
     clock::Clock,
     disk::Disk,
@@ -23,10 +27,13 @@ use millrace_wal::{Replayed, Wal};
 use object_store::ObjectStore;
 
 use crate::{
-    column_file::reader::read_section,
+    column_file::{
+        bundle::SectionRef,
+        reader::{ColumnFileError, read_section},
+    },
     files::{FileAccess, FileCache},
     flush::{FlushError, FlushReport, Maintenance},
-    gc::{self, Garbage},
+    gc::{self, Garbage, SweepError},
     limits::EngineLimits,
     manifest::{ManifestError, ManifestStore},
     object::local::DurableLocalStore,
@@ -81,8 +88,13 @@ pub enum OpenError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// Garbage of a crash could not be removed.
-    #[error("left-over objects cannot be removed: {0}")]
-    Sweep(#[from] object_store::Error),
+    #[error(transparent)]
+    Sweep(#[from] SweepError),
+    /// A tenant's keys cannot be had now.
+    #[error(
+        "a tenant of the manifest cannot be opened: {0}; start again when its keys can be reached"
+    )]
+    Keys(KeyError),
     /// The log.
     #[error(transparent)]
     Log(#[from] millrace_wal::WalError),
@@ -142,10 +154,8 @@ impl Shard {
             disk.create_dir_all(path)
                 .map_err(|source| OpenError::Directory { path: path.clone(), source })?;
         }
-        let store: Arc<dyn ObjectStore> = Arc::new(
-            DurableLocalStore::open(Arc::clone(&disk), &dir)
-                .map_err(|source| OpenError::Directory { path: dir.clone(), source })?,
-        );
+        let store = open_store(&disk, &dir, entropy.as_ref())
+            .map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
         let manifest = ManifestStore::open(
             Arc::clone(&store),
             Arc::clone(&keys),
@@ -158,13 +168,18 @@ impl Shard {
         let cache = Arc::new(FileCache::new(limits.open_files));
         let current = manifest.current();
         for (id, tenant) in &current.tenants {
-            let Ok(tenant_keys) = keys.current(&id.0) else { continue };
+            let tenant_keys = match keys.current(&id.0) {
+                Ok(keys) => keys,
+                Err(KeyError::Gone { .. }) => continue,
+                // Left out, it would be taken for new at its next write, its files forgotten.
+                Err(e) => return Err(OpenError::Keys(e)),
+            };
             let mut tables = Tables::new();
             for table in tenant.tables.values() {
                 let dictionary = SeriesDictionary::new(tenant_keys.series_secret());
                 for part in &table.series_sections {
                     let body = read_section(&store, &keys, *id, &part.section).await;
-                    load_series(&dictionary, &table.schema, body.map_err(|e| e.to_string()))?;
+                    load_series(&dictionary, &table.schema, &part.section, body)?;
                 }
                 let handle = TableHandle::new(
                     table.database.clone(),
@@ -259,6 +274,16 @@ impl Shard {
         self.maintenance.compact_once().await
     }
 
+    /// Removes left-over objects as the maintenance thread does; `now` is monotonic.
+    #[cfg(test)]
+    pub(crate) async fn sweep(
+        &mut self,
+        now: Duration,
+        grace: Duration,
+    ) -> Result<usize, SweepError> {
+        self.maintenance.sweep(now, grace).await
+    }
+
     /// One tenant's tables now.
     pub fn snapshot(&self, tenant: TenantId) -> Result<TenantSnapshot, SnapshotError> {
         take_snapshot(&self.maintenance.shared, &self.maintenance.access(tenant))
@@ -270,14 +295,35 @@ impl Shard {
     }
 }
 
+/// The store of manifest and data, without what a crash left half-written. The log's folder is
+/// not among those swept: the log knows its own files.
+fn open_store(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    entropy: &dyn Entropy,
+) -> std::io::Result<Arc<dyn ObjectStore>> {
+    let store = DurableLocalStore::open(Arc::clone(disk), dir, entropy)?;
+    let mut swept = 0;
+    for folder in ["data", "shard/0/m", "shard/0/c", "shard/0/epoch"] {
+        swept += store.sweep(&folder.into())?;
+    }
+    if swept > 0 {
+        tracing::info!(files = swept, "files that were being written at the last end are removed");
+    }
+    Ok(Arc::new(store))
+}
+
 fn load_series(
     dictionary: &SeriesDictionary,
     schema: &crate::schema::TableSchema,
-    body: Result<bytes::Bytes, String>,
+    at: &SectionRef,
+    body: Result<bytes::Bytes, ColumnFileError>,
 ) -> Result<(), OpenError> {
     let fail = |detail: String| OpenError::Series { table: schema.name.clone(), detail };
-    for (sid, key) in section::decode(&body.map_err(fail)?).map_err(|e| fail(e.to_string()))? {
-        dictionary.restore(sid, &key, &schema.tags).map_err(|e| fail(e.to_string()))?;
+    let body = body.map_err(|e| fail(e.to_string()))?;
+    let damaged = |e: &dyn std::fmt::Display| fail(format!("{at}: {e}"));
+    for (sid, key) in section::decode(&body).map_err(|e| damaged(&e))? {
+        dictionary.restore(sid, &key, &schema.tags).map_err(|e| damaged(&e))?;
     }
     Ok(())
 }
@@ -287,7 +333,6 @@ fn watermark(shared: &Shared, tenant: TenantId, key: &StreamKey) -> SeqNo {
 }
 
 fn take_snapshot(shared: &Shared, access: &FileAccess) -> Result<TenantSnapshot, SnapshotError> {
-    use millrace_crypto::key::KeyError;
     match access.keys.current(&access.tenant.0) {
         Ok(_) => {}
         Err(KeyError::Gone { .. }) => return Err(SnapshotError::TenantGone),

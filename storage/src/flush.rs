@@ -24,7 +24,7 @@ use crate::{
     },
     compaction,
     files::{FileAccess, FileCache},
-    gc::Garbage,
+    gc::{Garbage, SweepError},
     limits::EngineLimits,
     manifest::{
         CommitError, Delta, FileEntry, ManifestStore, SeriesSection, StreamState, TableDelta,
@@ -147,7 +147,7 @@ impl Maintenance {
         if planted(Bug::TrimEarly) {
             self.wal.trim_below(sealed.lsn + 1)?;
         }
-        self.manifest.commit(Delta { flushed_lsn: sealed.lsn, tenants }).await?;
+        self.commit(Delta { flushed_lsn: sealed.lsn, tenants }).await?;
         for swap in &swaps {
             swap.handle.flushed(&swap.files, &swap.chunks, swap.series, swap.tags);
         }
@@ -171,12 +171,19 @@ impl Maintenance {
         for handle in tenant.tables().values() {
             let version = handle.current.load_full();
             let chunks = version.flushing.clone();
+            let Some(columns) = version.sealed.clone().filter(|_| version.schema.version > 0)
+            else {
+                // No row of it has ever been durable.
+                continue;
+            };
             let view = handle.dictionary.view();
-            let new_series = handle.dictionary.since(handle.flushed_series());
+            let (from, to) = (handle.flushed_series(), columns.series);
+            let mut new_series = handle.dictionary.since(from);
+            new_series.truncate(to.saturating_sub(from));
             if chunks.is_empty() && new_series.is_empty() {
                 continue;
             }
-            let schema = Arc::clone(&version.schema);
+            let schema = columns.schema;
             let lsn_lo = chunks.iter().map(|c| c.lsn.start).min().unwrap_or(0);
             let lsn_hi = chunks.iter().map(|c| c.lsn.end).max().unwrap_or(1) - 1;
             let fields: Vec<(u32, FieldType)> =
@@ -192,10 +199,10 @@ impl Maintenance {
                 files.push(Arc::new(entry));
             }
             let mut sections = Vec::new();
-            if !new_series.is_empty() {
-                let body = section::encode(&new_series);
+            for part in section::parts(&new_series, section::PART_BYTES) {
+                let body = section::encode(part);
                 let section = bundle.add(keys, self.entropy.as_ref(), &body)?;
-                sections.push(SeriesSection { section, count: new_series.len() as u64 });
+                sections.push(SeriesSection { section, count: part.len() as u64 });
             }
             deltas.insert(
                 handle.table_id,
@@ -211,7 +218,7 @@ impl Maintenance {
                 handle: Arc::clone(handle),
                 chunks,
                 files,
-                series: handle.flushed_series() + new_series.len(),
+                series: from + new_series.len(),
                 tags: schema.tags.len(),
             });
         }
@@ -306,10 +313,10 @@ impl Maintenance {
         let tables = BTreeMap::from([(handle.table_id, delta)]);
         let tenant_delta = TenantDelta { tables, streams: BTreeMap::new(), next_table_id: None };
         let flushed_lsn = self.manifest.current().flushed_lsn;
-        self.manifest
-            .commit(Delta { flushed_lsn, tenants: BTreeMap::from([(tenant.id, tenant_delta)]) })
+        self.commit(Delta { flushed_lsn, tenants: BTreeMap::from([(tenant.id, tenant_delta)]) })
             .await?;
         handle.compacted(&added, &removed);
+        job.inputs.iter().for_each(|file| self.garbage.file_left(file));
         self.cache.forget(tenant.id, &removed);
         metrics::counter!(Metric::Compactions.name()).increment(1);
         metrics::counter!(Metric::FileBytesWritten.name(), "cause" => "compaction")
@@ -322,9 +329,18 @@ impl Maintenance {
         &mut self,
         now: Duration,
         grace: Duration,
-    ) -> Result<usize, object_store::Error> {
-        let manifest = self.manifest.current();
-        self.garbage.sweep(self.store.as_ref(), &manifest, now, grace).await
+    ) -> Result<usize, SweepError> {
+        self.garbage.sweep(self.store.as_ref(), &mut self.manifest, now, grace).await
+    }
+
+    /// Commits; an owner that has been replaced also stops taking writes, because nobody would
+    /// ever read what it logs from now on.
+    async fn commit(&mut self, delta: Delta) -> Result<(), CommitError> {
+        let done = self.manifest.commit(delta).await;
+        if matches!(done, Err(CommitError::Fenced { .. })) {
+            self.shared.stop();
+        }
+        done.map(|_| ())
     }
 
     pub(crate) fn access(&self, tenant: TenantId) -> FileAccess {

@@ -1,23 +1,47 @@
 //! Removing objects that no manifest names.
 //!
 //! Owns: what is garbage (by reachability, never by a clock alone) and when it goes: at start,
-//! when nobody can be reading, and later only after a grace in which running queries end.
-//! Never: removes an object that the current manifest names.
+//! when nobody can be reading, and later only after a grace in which running queries end, and
+//! never while a snapshot still holds one of its files.
+//! Never: removes an object that the current manifest names; removes anything once another owner
+//! has claimed the shard, whose objects the manifest here does not know.
+//! Order: list -> read the epoch claims -> remove. What a newer owner stored before the listing
+//! was stored after its claim, which is seen; what it stores later is not in the list.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 
-use crate::{column_file::bundle::object_path, manifest::Manifest};
+use crate::{
+    column_file::bundle::object_path,
+    manifest::{CommitError, FileEntry, Manifest, ManifestStore},
+};
 
-/// How long an object stays after the manifest stopped naming it: longer than any query.
+/// How long an object stays after the manifest stopped naming it: as long as the longest query.
 pub(crate) const GRACE: Duration = Duration::from_secs(3600);
+
+/// Why left-over objects were not removed. Nothing is lost: they only take space.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The store.
+    #[error("left-over objects cannot be removed: {0}")]
+    Store(#[from] object_store::Error),
+    /// This owner must not remove anything any more.
+    #[error("left-over objects are not removed: {0}")]
+    Owner(#[from] CommitError),
+}
 
 /// Objects seen to be unnamed, and since when (monotonic).
 #[derive(Debug, Default)]
 pub(crate) struct Garbage {
     since: Vec<(Path, Duration)>,
+    /// Files that left the manifest; alive while a snapshot holds them.
+    left: Vec<(Path, Weak<FileEntry>)>,
 }
 
 fn named(manifest: &Manifest) -> BTreeSet<Path> {
@@ -35,21 +59,48 @@ fn named(manifest: &Manifest) -> BTreeSet<Path> {
 }
 
 impl Garbage {
-    /// Removes what has been garbage for the grace; `grace` zero removes all of it now. Returns
-    /// how many objects went.
+    /// Notes files that a commit has removed from the manifest.
+    pub(crate) fn file_left(&mut self, file: &Arc<FileEntry>) {
+        for object in [&file.parquet.object, &file.directory.object] {
+            self.left.push((object_path(object), Arc::downgrade(file)));
+        }
+    }
+
+    /// Removes what has been garbage for the grace; `grace` zero removes all of it now that no
+    /// snapshot holds. Returns how many objects went.
     pub(crate) async fn sweep(
+        &mut self,
+        store: &dyn ObjectStore,
+        manifest: &mut ManifestStore,
+        now: Duration,
+        grace: Duration,
+    ) -> Result<usize, SweepError> {
+        let due = self.due(store, &manifest.current(), now, grace).await?;
+        if due.is_empty() {
+            return Ok(0);
+        }
+        manifest.check_owner().await?;
+        for path in &due {
+            store.delete(path).await?;
+            self.since.retain(|(known, _)| known != path);
+        }
+        Ok(due.len())
+    }
+
+    async fn due(
         &mut self,
         store: &dyn ObjectStore,
         manifest: &Manifest,
         now: Duration,
         grace: Duration,
-    ) -> Result<usize, object_store::Error> {
+    ) -> Result<Vec<Path>, object_store::Error> {
         let named = named(manifest);
         let stored: Vec<Path> =
             store.list(Some(&Path::from("data"))).map_ok(|m| m.location).try_collect().await?;
         let unnamed: BTreeSet<Path> = stored.into_iter().filter(|p| !named.contains(p)).collect();
         self.since.retain(|(path, _)| unnamed.contains(path));
-        let mut removed = 0;
+        self.left.retain(|(_, file)| file.strong_count() > 0);
+        let mut due = Vec::new();
         for path in unnamed {
             let first = match self.since.iter().find(|(known, _)| *known == path) {
                 Some((_, first)) => *first,
@@ -58,12 +109,11 @@ impl Garbage {
                     now
                 }
             };
-            if now.saturating_sub(first) >= grace {
-                store.delete(&path).await?;
-                self.since.retain(|(known, _)| *known != path);
-                removed += 1;
+            let held = self.left.iter().any(|(left, _)| *left == path);
+            if !held && now.saturating_sub(first) >= grace {
+                due.push(path);
             }
         }
-        Ok(removed)
+        Ok(due)
     }
 }

@@ -29,6 +29,7 @@ mod text;
 
 pub use engine::{Engine, EngineConfig, EngineStats, OpenError, Shard, SnapshotError};
 pub use flush::{FlushError, FlushReport};
+pub use gc::SweepError;
 pub use limits::EngineLimits;
 pub use run::{Run, RunError, SeriesSpan};
 pub use scan::{

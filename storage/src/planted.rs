@@ -19,6 +19,10 @@ pub(crate) enum Bug {
     ReplaySkipsOne,
     /// A merge forgets its oldest input.
     MergeDropsInput,
+    /// An owner does not look whether another one has taken over.
+    EpochCheckSkipped,
+    /// A manifest record is taken without comparing the digest of the one before it.
+    ChecksumIgnored,
 }
 
 #[cfg(test)]

@@ -13,14 +13,14 @@ use arrow::{
     datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, TimeUnit},
     error::ArrowError,
 };
-use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
-use millrace_protocol::value::FieldType;
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use millrace_protocol::{ids::SeriesId, value::FieldType};
 
 use crate::{
     column_file::reader::{ColumnFile, ColumnFileError},
     memtable::sort::{RowFilter, sort_chunks},
     merge::{self, Source, Stretch},
-    run::{Run, RunError},
+    run::{Run, RunError, SeriesSpan},
     series::dictionary::SeriesView,
     snapshot::TableSnapshot,
 };
@@ -140,9 +140,22 @@ pub enum ReadError {
     Merge(#[from] ArrowError),
     /// A file names a series that the dictionary does not have.
     #[error(
-        "a column file names series {0}, which the series dictionary does not have; run `millrace fsck`"
+        "{place} names series {sid}, which the series dictionary does not have; restore the file from a backup"
     )]
-    UnknownSeries(millrace_protocol::ids::SeriesId),
+    UnknownSeries {
+        /// Section and file, or the memtable.
+        place: String,
+        /// The series.
+        sid: SeriesId,
+    },
+    /// A file's series are not in the order in which all files have them.
+    #[error("{place} has its series out of order at {sid}; restore the file from a backup")]
+    OutOfOrder {
+        /// Section and file, or the memtable.
+        place: String,
+        /// The first series that is not behind the one before it.
+        sid: SeriesId,
+    },
 }
 
 /// The arrow type of a field.
@@ -168,10 +181,13 @@ pub fn tag_type() -> DataType {
 
 /// A stretch of one series in a file or in the memtable.
 #[derive(Debug, Clone, Copy)]
-struct Span {
-    rank: u32,
-    start: u32,
-    rows: u32,
+pub(crate) struct Span {
+    /// The series' place in sort order.
+    pub rank: u32,
+    /// Its first row.
+    pub start: u32,
+    /// Its rows, at least 1.
+    pub rows: u32,
 }
 
 /// One thing to read: a file, or the sorted memtable rows.
@@ -297,32 +313,50 @@ fn wanted(request: &ScanRequest, ordinal: u32) -> bool {
     series.is_none_or(|s| s.get(ordinal as usize).copied().unwrap_or(false))
 }
 
+/// The spans that `wants`, by the ordinal of their series, with their ranks. Merging relies on
+/// strictly rising ranks, so all spans are checked for it.
+pub(crate) fn ranked(
+    spans: &[SeriesSpan],
+    view: &SeriesView,
+    place: impl Fn() -> String,
+    wants: impl Fn(&SeriesSpan, u32) -> bool,
+) -> Result<Vec<Span>, ReadError> {
+    let mut out = Vec::new();
+    let mut before = None;
+    for span in spans {
+        let sid = span.sid;
+        let found = view.ordinal(sid).and_then(|o| Some((o, *view.rank.get(o as usize)?)));
+        let (ordinal, rank) =
+            found.ok_or_else(|| ReadError::UnknownSeries { place: place(), sid })?;
+        if before.is_some_and(|before| before >= rank) {
+            return Err(ReadError::OutOfOrder { place: place(), sid });
+        }
+        before = Some(rank);
+        if wants(span, ordinal) {
+            out.push(Span { rank, start: span.start, rows: span.rows });
+        }
+    }
+    Ok(out)
+}
+
 fn file_spans(
     file: &ColumnFile,
     view: &SeriesView,
     request: &ScanRequest,
 ) -> Result<Vec<Span>, ReadError> {
-    let mut spans = Vec::new();
-    for span in file.directory().spans() {
-        let ordinal = view.ordinal(span.sid).ok_or(ReadError::UnknownSeries(span.sid))?;
-        let in_time = span.t_min < request.time.end && span.t_max >= request.time.start;
-        if in_time && wanted(request, ordinal) {
-            let rank = view.rank.get(ordinal as usize).copied().unwrap_or(u32::MAX);
-            spans.push(Span { rank, start: span.start, rows: span.rows });
-        }
-    }
-    Ok(spans)
+    ranked(
+        file.directory().spans(),
+        view,
+        || file.place(),
+        |span, ordinal| {
+            let in_time = span.t_min < request.time.end && span.t_max >= request.time.start;
+            in_time && wanted(request, ordinal)
+        },
+    )
 }
 
 fn run_spans(run: &Run, view: &SeriesView) -> Result<Vec<Span>, ReadError> {
-    run.series
-        .iter()
-        .map(|s| {
-            let ordinal = view.ordinal(s.sid).ok_or(ReadError::UnknownSeries(s.sid))?;
-            let rank = view.rank.get(ordinal as usize).copied().unwrap_or(u32::MAX);
-            Ok(Span { rank, start: s.start, rows: s.rows })
-        })
-        .collect()
+    ranked(&run.series, view, || "the memtable".to_owned(), |_, _| true)
 }
 
 fn memory_run(
@@ -445,17 +479,7 @@ async fn read_file(
         stretches.push(Stretch { rank: span.rank, start: at, rows: span.rows as usize });
         at += span.rows as usize;
     }
-    let batches: Vec<RecordBatch> = file.read(&ranges, fields).try_collect().await?;
-    let batch = match batches.as_slice() {
-        [one] => one.clone(),
-        many => {
-            let schema = many.first().map(RecordBatch::schema).ok_or_else(|| {
-                ArrowError::InvalidArgumentError("a column file returned no rows".into())
-            })?;
-            arrow::compute::concat_batches(&schema, many)?
-        }
-    };
-    Ok(Source { batch, stretches })
+    Ok(Source { batch: file.read_whole(&ranges, fields).await?, stretches })
 }
 
 /// Narrows each stretch to the asked time range; rows are in time order inside a stretch.

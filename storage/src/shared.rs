@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -27,6 +27,7 @@ pub(crate) struct Shared {
     durable_lsn: AtomicU64,
     memtable_bytes: AtomicUsize,
     memtable_rows: AtomicUsize,
+    stopped: AtomicBool,
 }
 
 impl Shared {
@@ -62,6 +63,16 @@ impl Shared {
     pub(crate) fn next_table_id(&self, id: TenantId) -> u64 {
         let ids = self.next_table_ids.read().unwrap_or_else(PoisonError::into_inner);
         ids.get(&id).copied().unwrap_or(1)
+    }
+
+    /// Another owner has taken over: no write may be acknowledged any more.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    /// Whether another owner has taken over.
+    pub(crate) fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
 
     /// The last published log position.

@@ -4,6 +4,8 @@
 //! with its own id. Nothing in a bundle says where its sections are; the manifest does.
 //! Why: one create and one sync per flush, however many tenants and tables it holds.
 
+use std::fmt;
+
 use millrace_crypto::{
     key::TenantKeys,
     sealed_file::{SEALED_HEADER_BYTES, seal_object},
@@ -25,6 +27,14 @@ pub struct SectionRef {
     pub offset: u64,
     /// Sealed bytes.
     pub len: u64,
+}
+
+/// As errors name it: the section, and the file in which it stands.
+impl fmt::Display for SectionRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (id, path) = (hex::encode(self.section_id), object_path(&self.object));
+        write!(f, "section {id} at byte {} of {path}", self.offset)
+    }
 }
 
 /// Where a bundle is stored. The name tells nothing about its content.

@@ -17,7 +17,7 @@ const VERSION: u8 = 1;
 
 /// A directory that does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("series directory is damaged or of another version: {0}; run `millrace fsck`")]
+#[error("series directory is damaged or of another version: {0}; restore the file from a backup")]
 pub struct DirectoryError(pub &'static str);
 
 /// A decoded directory.

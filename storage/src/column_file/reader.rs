@@ -3,15 +3,16 @@
 //! Owns: the way from a section reference to arrow batches. Never: parses a byte before its seal
 //! is checked; returns rows outside the asked ranges.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, panic::AssertUnwindSafe, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, new_null_array},
+    compute::concat_batches,
     datatypes::{Field, Schema, SchemaRef},
     error::ArrowError,
 };
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use millrace_crypto::{
     key::TenantKeySource,
     sealed_file::{ObjectOpener, SEALED_HEADER_BYTES, SealError},
@@ -39,37 +40,55 @@ const BATCH_ROWS: usize = 64 * 1024;
 /// Bytes at the end of a Parquet section fetched at once: footer and page index of most files.
 const FOOTER_HINT: usize = 64 * 1024;
 
-/// Why a column file cannot be read.
+/// Why a column file cannot be read. Every one names the section and the file it stands in.
 #[derive(Debug, thiserror::Error)]
 pub enum ColumnFileError {
-    /// Its seal.
-    #[error(transparent)]
-    Seal(#[from] SealError),
+    /// Its seal, or its keys.
+    #[error("{section}: {source}")]
+    Seal {
+        /// Section and file.
+        section: String,
+        /// Why.
+        source: SealError,
+    },
     /// The store.
-    #[error("column file section {section} cannot be fetched: {source}")]
+    #[error("{section} cannot be fetched: {source}; if the file is gone, restore it from a backup")]
     Store {
-        /// The section's id, as hex.
+        /// Section and file.
         section: String,
         /// Why.
         source: object_store::Error,
     },
     /// Parquet.
-    #[error("column file section {section} cannot be decoded: {source}")]
+    #[error("{section} cannot be decoded: {source}; restore the file from a backup")]
     Parquet {
-        /// The section's id, as hex.
+        /// Section and file.
         section: String,
         /// Why.
         source: ParquetError,
     },
+    /// The decoder gave up in a way that it should not.
+    #[error(
+        "{section} makes the Parquet decoder panic; restore the file from a backup and report this"
+    )]
+    Decoder {
+        /// Section and file.
+        section: String,
+    },
     /// Its directory.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
+    #[error("{section}: {source}")]
+    Directory {
+        /// Section and file.
+        section: String,
+        /// Why.
+        source: DirectoryError,
+    },
     /// Parquet and directory disagree.
     #[error(
-        "column file section {section} has {parquet} rows but its directory counts {directory}; run `millrace fsck`"
+        "{section} has {parquet} rows where its directory counts {directory}; restore the file from a backup"
     )]
     Rows {
-        /// The section's id, as hex.
+        /// Section and file.
         section: String,
         /// Rows in the Parquet section.
         parquet: u64,
@@ -77,8 +96,13 @@ pub enum ColumnFileError {
         directory: u64,
     },
     /// Columns do not fit.
-    #[error("column file: {0}")]
-    Columns(#[from] ArrowError),
+    #[error("{section}: {source}")]
+    Columns {
+        /// Section and file.
+        section: String,
+        /// Why.
+        source: ArrowError,
+    },
 }
 
 /// A section that is open for ranged, authenticated reads.
@@ -86,9 +110,8 @@ pub enum ColumnFileError {
 struct Section {
     store: Arc<dyn ObjectStore>,
     path: Path,
-    offset: u64,
+    at: Arc<SectionRef>,
     opener: Arc<ObjectOpener>,
-    id: [u8; 16],
 }
 
 impl Section {
@@ -99,32 +122,38 @@ impl Section {
         at: &SectionRef,
     ) -> Result<Self, ColumnFileError> {
         let path = object_path(&at.object);
-        let head = at.offset..at.offset + at.len.min(SEALED_HEADER_BYTES as u64);
-        let fail = |source| ColumnFileError::Store { section: hex::encode(at.section_id), source };
-        let header = store.get_range(&path, head).await.map_err(fail)?;
-        let opener = ObjectOpener::open(keys.as_ref(), &tenant.0, at.section_id, &header)?;
+        let head = at.offset..at.offset.saturating_add(at.len.min(SEALED_HEADER_BYTES as u64));
+        let header = store
+            .get_range(&path, head)
+            .await
+            .map_err(|source| ColumnFileError::Store { section: at.to_string(), source })?;
+        let seal = |source| ColumnFileError::Seal { section: at.to_string(), source };
+        let opener =
+            ObjectOpener::open(keys.as_ref(), &tenant.0, at.section_id, &header).map_err(seal)?;
         if opener.sealed_len() != at.len {
-            return Err(SealError::Forged {
+            return Err(seal(SealError::Forged {
                 object: hex::encode(at.section_id),
                 what: format!("its length {}, which should be {}", at.len, opener.sealed_len()),
-            }
-            .into());
+            }));
         }
         Ok(Self {
             store: Arc::clone(store),
             path,
-            offset: at.offset,
+            at: Arc::new(at.clone()),
             opener: Arc::new(opener),
-            id: at.section_id,
         })
     }
 
     async fn read(&self, plain: Range<u64>) -> Result<Bytes, ColumnFileError> {
-        let sealed = self.opener.ciphertext_range(plain.clone())?;
-        let at = sealed.start + self.offset..sealed.end + self.offset;
-        let fail = |source| ColumnFileError::Store { section: hex::encode(self.id), source };
-        let bytes = self.store.get_range(&self.path, at).await.map_err(fail)?;
-        Ok(self.opener.decrypt_range(plain, bytes.into())?)
+        let seal = |source| ColumnFileError::Seal { section: self.at.to_string(), source };
+        let sealed = self.opener.ciphertext_range(plain.clone()).map_err(seal)?;
+        let place = |at: u64| at.saturating_add(self.at.offset);
+        let bytes = self
+            .store
+            .get_range(&self.path, place(sealed.start)..place(sealed.end))
+            .await
+            .map_err(|source| ColumnFileError::Store { section: self.at.to_string(), source })?;
+        self.opener.decrypt_range(plain, bytes.into()).map_err(seal)
     }
 
     async fn whole(&self) -> Result<Bytes, ColumnFileError> {
@@ -184,21 +213,34 @@ impl ColumnFile {
         parquet: SectionRef,
         directory: SectionRef,
     ) -> Result<Self, ColumnFileError> {
-        let section = hex::encode(parquet.section_id);
-        let directory = read_section(&store, &keys, tenant, &directory).await?;
-        let directory = SeriesDirectory::decode(&directory)?;
-        let mut parquet = Section::open(&store, &keys, tenant, &parquet).await?;
+        let decoding = async {
+            let place = directory.to_string();
+            let directory = read_section(&store, &keys, tenant, &directory).await?;
+            let directory = SeriesDirectory::decode(&directory)
+                .map_err(|source| ColumnFileError::Directory { section: place, source })?;
+            let parquet = Section::open(&store, &keys, tenant, &parquet).await?;
+            Self::decode(parquet, directory).await
+        };
+        // Sealed bytes are ours, but a decoder of foreign make has the last word on them.
+        match AssertUnwindSafe(decoding).catch_unwind().await {
+            Ok(done) => done,
+            Err(_) => Err(ColumnFileError::Decoder { section: parquet.to_string() }),
+        }
+    }
+
+    async fn decode(
+        mut parquet: Section,
+        directory: SeriesDirectory,
+    ) -> Result<Self, ColumnFileError> {
+        let section = parquet.at.to_string();
         let fail = |source| ColumnFileError::Parquet { section: section.clone(), source };
         let footer = parquet.get_metadata(None).await.map_err(fail)?;
         let metadata =
             ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new()).map_err(fail)?;
         let rows = u64::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or(0);
         if rows != directory.rows() {
-            return Err(ColumnFileError::Rows {
-                section,
-                parquet: rows,
-                directory: directory.rows(),
-            });
+            let directory = directory.rows();
+            return Err(ColumnFileError::Rows { section, parquet: rows, directory });
         }
         let root = metadata.parquet_schema().root_schema();
         let columns = root
@@ -234,7 +276,7 @@ impl ColumnFile {
         rows: &[Range<u32>],
         fields: &[(u32, FieldType)],
     ) -> Result<BoxStream<'static, Result<RecordBatch, ColumnFileError>>, ColumnFileError> {
-        let section = hex::encode(self.parquet.id);
+        let section = self.parquet.at.to_string();
         let place = |id: u32| self.columns.iter().find(|c| c.0 == id).map(|c| c.1);
         // 2 is the time column's id (writer.rs).
         let wanted: Vec<Option<usize>> =
@@ -264,15 +306,49 @@ impl ColumnFile {
         .with_batch_size(BATCH_ROWS)
         .build()
         .map_err(|source| ColumnFileError::Parquet { section: section.clone(), source })?;
-        Ok(stream
+        Ok(AssertUnwindSafe(stream)
+            .catch_unwind()
             .map(move |batch| {
-                let batch = batch.map_err(|source| ColumnFileError::Parquet {
-                    section: section.clone(),
-                    source,
-                })?;
+                let section = || section.clone();
+                let batch = batch
+                    .map_err(|_| ColumnFileError::Decoder { section: section() })?
+                    .map_err(|source| ColumnFileError::Parquet { section: section(), source })?;
                 arrange(&batch, &order, &schema)
+                    .map_err(|source| ColumnFileError::Columns { section: section(), source })
             })
             .boxed())
+    }
+
+    /// Like [`Self::read`], as one batch that has exactly the asked rows.
+    pub async fn read_whole(
+        &self,
+        rows: &[Range<u32>],
+        fields: &[(u32, FieldType)],
+    ) -> Result<RecordBatch, ColumnFileError> {
+        let section = || self.parquet.at.to_string();
+        let batches: Vec<RecordBatch> = self.read(rows, fields).try_collect().await?;
+        let found: u64 = batches.iter().map(|b| b.num_rows() as u64).sum();
+        let asked: u64 = rows.iter().map(|r| r.len() as u64).sum();
+        let mut batches = batches.into_iter();
+        let first = batches.next().filter(|_| found == asked);
+        let Some(first) = first else {
+            return Err(ColumnFileError::Rows {
+                section: section(),
+                parquet: found,
+                directory: asked,
+            });
+        };
+        let more: Vec<RecordBatch> = batches.collect();
+        if more.is_empty() {
+            return Ok(first);
+        }
+        concat_batches(&first.schema(), std::iter::once(&first).chain(&more))
+            .map_err(|source| ColumnFileError::Columns { section: section(), source })
+    }
+
+    /// Section and file, as errors name them.
+    pub(crate) fn place(&self) -> String {
+        self.parquet.at.to_string()
     }
 }
 
@@ -280,7 +356,7 @@ fn arrange(
     batch: &RecordBatch,
     order: &[Option<usize>],
     schema: &SchemaRef,
-) -> Result<RecordBatch, ColumnFileError> {
+) -> Result<RecordBatch, ArrowError> {
     let columns: Vec<ArrayRef> = order
         .iter()
         .zip(schema.fields())
@@ -289,5 +365,5 @@ fn arrange(
             None => new_null_array(field.data_type(), batch.num_rows()),
         })
         .collect();
-    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+    RecordBatch::try_new(Arc::clone(schema), columns)
 }

@@ -5,8 +5,7 @@
 use std::sync::Arc;
 
 use arrow::{array::RecordBatch, compute::concat_batches};
-use futures::TryStreamExt;
-use millrace_protocol::{ids::SeriesId, value::FieldType};
+use millrace_protocol::value::FieldType;
 
 use super::planner::Job;
 use crate::{
@@ -14,15 +13,15 @@ use crate::{
     merge::{self, Source, Stretch},
     planted::{Bug, planted},
     run::{Run, SeriesSpan},
-    scan::{GROUP_ROWS, ReadError},
+    scan::{GROUP_ROWS, ReadError, Span, ranked},
     schema::TableSchema,
     series::dictionary::SeriesView,
 };
 
 struct Input {
     file: Arc<crate::column_file::reader::ColumnFile>,
-    /// (rank, id, first row, rows), in rank order.
-    spans: Vec<(u32, SeriesId, u32, u32)>,
+    /// In rank order.
+    spans: Vec<Span>,
 }
 
 /// Merges the job's inputs into one sorted run with every field of the table.
@@ -36,16 +35,11 @@ pub(crate) async fn run(
     let mut inputs = Vec::new();
     for entry in job.inputs.iter().skip(usize::from(planted(Bug::MergeDropsInput))) {
         let file = access.open(entry).await?;
-        let mut spans = Vec::new();
-        for span in file.directory().spans() {
-            let ordinal = view.ordinal(span.sid).ok_or(ReadError::UnknownSeries(span.sid))?;
-            let rank = view.rank.get(ordinal as usize).copied().unwrap_or(u32::MAX);
-            spans.push((rank, span.sid, span.start, span.rows));
-        }
+        let spans = ranked(file.directory().spans(), view, || file.place(), |_, _| true)?;
         inputs.push(Input { file, spans });
     }
     let mut ranks: Vec<(u32, u64)> =
-        inputs.iter().flat_map(|i| i.spans.iter().map(|s| (s.0, u64::from(s.3)))).collect();
+        inputs.iter().flat_map(|i| i.spans.iter().map(|s| (s.rank, u64::from(s.rows)))).collect();
     ranks.sort_unstable();
     let mut merged: Vec<RecordBatch> = Vec::new();
     let mut series: Vec<SeriesSpan> = Vec::new();
@@ -111,18 +105,15 @@ async fn read(
     hi: u32,
     fields: &[(u32, FieldType)],
 ) -> Result<Option<Source>, ReadError> {
-    let from = input.spans.partition_point(|s| s.0 < lo);
-    let to = input.spans.partition_point(|s| s.0 <= hi);
+    let from = input.spans.partition_point(|s| s.rank < lo);
+    let to = input.spans.partition_point(|s| s.rank <= hi);
     let spans = input.spans.get(from..to).unwrap_or_default();
     let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return Ok(None) };
-    let range = first.2..last.2 + last.3;
-    let batches: Vec<RecordBatch> = input.file.read(&[range], fields).try_collect().await?;
-    let schema = batches.first().map(RecordBatch::schema).ok_or_else(|| {
-        arrow::error::ArrowError::InvalidArgumentError("a column file returned no rows".into())
-    })?;
+    let start = first.start;
+    let batch = input.file.read_whole(&[start..last.start + last.rows], fields).await?;
     let stretches = spans
         .iter()
-        .map(|s| Stretch { rank: s.0, start: (s.2 - first.2) as usize, rows: s.3 as usize })
+        .map(|s| Stretch { rank: s.rank, start: (s.start - start) as usize, rows: s.rows as usize })
         .collect();
-    Ok(Some(Source { batch: concat_batches(&schema, &batches)?, stretches }))
+    Ok(Some(Source { batch, stretches }))
 }

@@ -62,7 +62,7 @@ pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
     out
 }
 
-fn id_of(name: &str, tenant: Option<&TenantId>) -> [u8; 16] {
+pub(crate) fn id_of(name: &str, tenant: Option<&TenantId>) -> [u8; 16] {
     let mut input = name.as_bytes().to_vec();
     if let Some(tenant) = tenant {
         input.push(0);
@@ -145,3 +145,6 @@ pub(crate) fn decode<T: DeserializeOwned>(
     }
     Ok((head, tenants))
 }
+
+#[cfg(test)]
+mod tests;

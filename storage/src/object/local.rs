@@ -3,13 +3,23 @@
 //! Owns: temp file, write, sync, publish, sync of the directory; deletes are synced too. The
 //! generic local store of the `object_store` crate syncs nothing in the version that DataFusion
 //! uses, which is why this exists.
-//! Never: shows a half-written object; overwrites on a create-only put.
+//! Never: shows a half-written object; overwrites on a create-only put; syncs again what failed
+//! to sync once: after that it refuses every change until the process starts anew.
+//! Invariants: `AlreadyExists` is answered only after the sync of the directory, so that whoever
+//! loses a create stands on something durable; a temp file has one writer, because its name
+//! carries a random part of the store that made it.
+//! Crash order of a put: temp file, bytes, sync, name, sync of the directory; any prefix leaves
+//! the old object or the new one and at most a temp file, which [`DurableLocalStore::sweep`]
+//! removes at start.
 
 use std::{
     fmt, io,
     ops::Range,
     path::{Path as FsPath, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -18,7 +28,8 @@ use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream::BoxStream};
 use millrace_platform::{
     disk::{Disk, OpenMode, read_exact_at},
-    durable,
+    durable::{self, TEMP_SUFFIX},
+    entropy::{Entropy, random_bytes},
 };
 use object_store::{
     Attributes, CopyMode, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult,
@@ -35,6 +46,11 @@ const MULTIPART_BYTES_MAX: usize = 1 << 30;
 pub struct DurableLocalStore {
     disk: Arc<dyn Disk>,
     root: PathBuf,
+    /// Part of the names of temp files, so that no other store writes to them.
+    tag: u32,
+    temps: Arc<AtomicU64>,
+    /// A sync of a directory has failed: what is durable is not known any more.
+    poisoned: Arc<AtomicBool>,
 }
 
 impl fmt::Display for DurableLocalStore {
@@ -49,7 +65,8 @@ fn generic(source: io::Error) -> Error {
 
 fn error(location: &Path, source: io::Error) -> Error {
     match source.kind() {
-        io::ErrorKind::NotFound => {
+        // A folder on the way is a file, or the object is asked for as a folder.
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
             Error::NotFound { path: location.to_string(), source: Box::new(source) }
         }
         io::ErrorKind::AlreadyExists => {
@@ -59,16 +76,136 @@ fn error(location: &Path, source: io::Error) -> Error {
     }
 }
 
+/// The location of a directory entry: file names are encoded parts already. `None` for a name
+/// that no object can have, which somebody else has put there.
+fn child(prefix: &Path, name: &str) -> Option<Path> {
+    let full = match prefix.as_ref() {
+        "" => name.to_owned(),
+        prefix => format!("{prefix}/{name}"),
+    };
+    Path::parse(full).ok()
+}
+
+fn is_no_folder(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 impl DurableLocalStore {
     /// A store in `root`, which is made if missing.
-    pub fn open(disk: Arc<dyn Disk>, root: &FsPath) -> io::Result<Self> {
+    pub fn open(disk: Arc<dyn Disk>, root: &FsPath, entropy: &dyn Entropy) -> io::Result<Self> {
         disk.create_dir_all(root)?;
-        Ok(Self { disk, root: root.to_path_buf() })
+        Ok(Self {
+            disk,
+            root: root.to_path_buf(),
+            tag: u32::from_le_bytes(random_bytes(entropy)),
+            temps: Arc::default(),
+            poisoned: Arc::default(),
+        })
+    }
+
+    /// Removes temp files that a crash left below `folder`; returns how many. Only for a start:
+    /// a put of another process that is under way fails.
+    pub fn sweep(&self, folder: &Path) -> io::Result<usize> {
+        self.sweep_dir(&self.file(folder))
+    }
+
+    fn sweep_dir(&self, dir: &FsPath) -> io::Result<usize> {
+        if !self.disk.exists(dir)? {
+            return Ok(0);
+        }
+        let mut swept = durable::sweep_temp(self.disk.as_ref(), dir)?;
+        for entry in self.disk.list(dir)?.iter().filter(|e| e.is_dir) {
+            swept += self.sweep_dir(&dir.join(&entry.name))?;
+        }
+        Ok(swept)
     }
 
     /// Where an object is. Parts are percent-encoded by `object_store`, so none is `..`.
     fn file(&self, location: &Path) -> PathBuf {
         location.parts().fold(self.root.clone(), |p, part| p.join(part.as_ref()))
+    }
+
+    /// Refuses changes after a failed sync, and names that would pass for temp files.
+    fn may_change(&self, location: &Path) -> Result<()> {
+        let refuse = |what: &str| generic(io::Error::new(io::ErrorKind::InvalidInput, what));
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(generic(io::Error::other(
+                "a sync of a directory has failed before, so nothing is written any more; check the disk and restart",
+            )));
+        }
+        match location.filename() {
+            None => Err(refuse("an object needs a name")),
+            Some(name) if name.ends_with(TEMP_SUFFIX) => {
+                Err(refuse("names that end in .tmp are kept for files that are being written"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn sync_parent(&self, file: &FsPath) -> io::Result<()> {
+        let synced = self.disk.sync_dir(file.parent().unwrap_or(&self.root));
+        if synced.is_err() {
+            self.poisoned.store(true, Ordering::Release);
+        }
+        synced
+    }
+
+    /// Writes and syncs the bytes under a name of their own beside `file`.
+    fn write_temp(&self, file: &FsPath, bytes: &[u8]) -> io::Result<PathBuf> {
+        let number = self.temps.fetch_add(1, Ordering::Relaxed);
+        let mut temp = file.as_os_str().to_owned();
+        temp.push(format!(".{:08x}-{number}{TEMP_SUFFIX}", self.tag));
+        let temp = PathBuf::from(temp);
+        let write = || {
+            let handle = self.disk.create_new(&temp)?;
+            handle.write_at(bytes, 0)?;
+            handle.sync_data()
+        };
+        match write() {
+            Ok(()) => Ok(temp),
+            Err(e) => {
+                self.drop_temp(&temp);
+                Err(e)
+            }
+        }
+    }
+
+    /// Gives the space back; what cannot be removed now is swept at the next start.
+    fn drop_temp(&self, temp: &FsPath) {
+        if let Err(error) = self.disk.remove(temp)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "a temp file stays until the next start");
+        }
+    }
+
+    fn create(&self, file: &FsPath, bytes: &[u8]) -> io::Result<()> {
+        if self.disk.exists(file)? {
+            self.sync_parent(file)?;
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let temp = self.write_temp(file, bytes)?;
+        let linked = self.disk.link_new(&temp, file);
+        self.drop_temp(&temp);
+        match linked {
+            Ok(()) => self.sync_parent(file),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                self.sync_parent(file)?;
+                Err(e)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn replace(&self, file: &FsPath, bytes: &[u8]) -> io::Result<()> {
+        let temp = self.write_temp(file, bytes)?;
+        // Renames, then syncs the directory: which of the two failed cannot be told from here.
+        let published = durable::publish(self.disk.as_ref(), &temp, file);
+        if published.is_err() {
+            self.drop_temp(&temp);
+            self.poisoned.store(true, Ordering::Release);
+        }
+        published
     }
 
     fn meta(&self, location: &Path) -> Result<ObjectMeta> {
@@ -86,12 +223,13 @@ impl DurableLocalStore {
     }
 
     fn write(&self, location: &Path, bytes: &[u8], mode: &PutMode) -> Result<()> {
+        self.may_change(location)?;
         let file = self.file(location);
         let parent = file.parent().unwrap_or(&self.root);
         self.disk.create_dir_all(parent).map_err(|e| error(location, e))?;
         let done = match mode {
-            PutMode::Create => durable::create_new(self.disk.as_ref(), &file, bytes),
-            PutMode::Overwrite => durable::replace(self.disk.as_ref(), &file, bytes),
+            PutMode::Create => self.create(&file, bytes),
+            PutMode::Overwrite => self.replace(&file, bytes),
             PutMode::Update(_) => {
                 return Err(Error::NotImplemented {
                     operation: "conditional update".to_owned(),
@@ -105,14 +243,14 @@ impl DurableLocalStore {
     fn walk(&self, dir: &FsPath, prefix: &Path, out: &mut Vec<ObjectMeta>) -> Result<()> {
         let entries = match self.disk.list(dir) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if is_no_folder(&e) => return Ok(()),
             Err(e) => return Err(generic(e)),
         };
         for entry in entries {
-            let location = prefix.clone().join(entry.name.as_str());
+            let Some(location) = child(prefix, &entry.name) else { continue };
             if entry.is_dir {
                 self.walk(&dir.join(&entry.name), &location, out)?;
-            } else if !entry.name.ends_with(durable::TEMP_SUFFIX) {
+            } else if !entry.name.ends_with(TEMP_SUFFIX) {
                 match self.meta(&location) {
                     Ok(meta) => out.push(meta),
                     Err(Error::NotFound { .. }) => {}
@@ -184,11 +322,13 @@ impl ObjectStore for DurableLocalStore {
         locations
             .map(move |location| {
                 let location = location?;
+                store.may_change(&location)?;
                 let file = store.file(&location);
-                if !store.disk.exists(&file).map_err(|e| error(&location, e))? {
-                    return Err(error(&location, io::ErrorKind::NotFound.into()));
-                }
-                durable::remove(store.disk.as_ref(), &file).map_err(|e| error(&location, e))?;
+                store
+                    .disk
+                    .remove(&file)
+                    .and_then(|()| store.sync_parent(&file))
+                    .map_err(|e| error(&location, e))?;
                 Ok(location)
             })
             .boxed()
@@ -206,14 +346,14 @@ impl ObjectStore for DurableLocalStore {
         let mut result = ListResult { common_prefixes: Vec::new(), objects: Vec::new() };
         let entries = match self.disk.list(&self.file(&prefix)) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(result),
+            Err(e) if is_no_folder(&e) => return Ok(result),
             Err(e) => return Err(generic(e)),
         };
         for entry in entries {
-            let location = prefix.clone().join(entry.name.as_str());
+            let Some(location) = child(&prefix, &entry.name) else { continue };
             if entry.is_dir {
                 result.common_prefixes.push(location);
-            } else if !entry.name.ends_with(durable::TEMP_SUFFIX) {
+            } else if !entry.name.ends_with(TEMP_SUFFIX) {
                 result.objects.push(self.meta(&location)?);
             }
         }
@@ -281,67 +421,4 @@ impl MultipartUpload for Upload {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::{TryStreamExt, executor::block_on};
-    use millrace_platform::sim::{SimDisk, SimEntropy};
-    use object_store::{ObjectStoreExt, memory::InMemory};
-
-    use super::*;
-
-    /// What every store here must do; run against ours and against the crate's own in memory.
-    async fn contract(store: &dyn ObjectStore) {
-        let path = Path::from("a/b/c.bin");
-        assert!(matches!(store.get(&path).await, Err(Error::NotFound { .. })));
-        store.put(&path, PutPayload::from_static(b"0123456789")).await.unwrap();
-        let create = || PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let again = store.put_opts(&path, PutPayload::from_static(b"x"), create()).await;
-        assert!(matches!(again, Err(Error::AlreadyExists { .. })), "{again:?}");
-        assert_eq!(store.get_range(&path, 2..5).await.unwrap(), "234");
-        assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), "0123456789");
-        assert_eq!(store.head(&path).await.unwrap().size, 10);
-        store.put(&path, PutPayload::from_static(b"new")).await.unwrap();
-        assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), "new");
-        let other = Path::from("a/d.bin");
-        store.copy(&path, &other).await.unwrap();
-        let mut all: Vec<Path> =
-            store.list(Some(&Path::from("a"))).map_ok(|m| m.location).try_collect().await.unwrap();
-        all.sort();
-        assert_eq!(all, [path.clone(), other.clone()]);
-        let top = store.list_with_delimiter(Some(&Path::from("a"))).await.unwrap();
-        assert_eq!(top.common_prefixes, [Path::from("a/b")]);
-        assert_eq!(top.objects.len(), 1);
-        store.delete(&path).await.unwrap();
-        assert!(matches!(store.head(&path).await, Err(Error::NotFound { .. })));
-        let mut upload = store.put_multipart(&path).await.unwrap();
-        upload.put_part(PutPayload::from_static(b"part ")).await.unwrap();
-        upload.put_part(PutPayload::from_static(b"two")).await.unwrap();
-        upload.complete().await.unwrap();
-        assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), "part two");
-    }
-
-    #[test]
-    fn the_local_store_keeps_the_contract_that_the_memory_store_keeps() {
-        block_on(contract(&InMemory::new()));
-        let disk = SimDisk::new();
-        block_on(contract(&DurableLocalStore::open(Arc::new(disk), FsPath::new("/s")).unwrap()));
-    }
-
-    #[test]
-    fn d1_a_put_or_a_delete_that_returned_survives_a_power_cut() {
-        for seed in 0..50 {
-            let disk = SimDisk::new();
-            let store = DurableLocalStore::open(Arc::new(disk.clone()), FsPath::new("/s")).unwrap();
-            let (kept, gone) = (Path::from("x/kept"), Path::from("x/gone"));
-            block_on(async {
-                store.put(&gone, PutPayload::from_static(b"old")).await.unwrap();
-                store.put(&kept, PutPayload::from_static(b"data")).await.unwrap();
-                store.delete(&gone).await.unwrap();
-            });
-            disk.power_cycle(&SimEntropy::seeded(seed));
-            block_on(async {
-                assert_eq!(store.get(&kept).await.unwrap().bytes().await.unwrap(), "data");
-                assert!(store.head(&gone).await.is_err(), "seed {seed}: a deleted object is back");
-            });
-        }
-    }
-}
+mod tests;

@@ -13,15 +13,33 @@ use millrace_protocol::{batch::SeriesKey, ids::SeriesId};
 use super::dictionary::SeriesEntry;
 
 const VERSION: u8 = 1;
-/// Decoded bytes of one section at most: a million series of 1 KiB tags.
+/// Decoded bytes of one section at most: what a reader lays out at once.
 const DECODED_MAX: usize = 1 << 30;
+/// Decoded bytes that a writer puts into one section, a single larger series excepted: a section
+/// past [`DECODED_MAX`] would be committed and then refuse every start.
+pub(crate) const PART_BYTES: usize = 64 << 20;
+const _: () = assert!(PART_BYTES <= DECODED_MAX / 2, "what is written can be read");
 
 /// A series section that does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "series section is damaged or of another version: {0}; run `millrace fsck` and restore the table from a backup"
-)]
+#[error("series section is damaged or of another version: {0}; restore the file from a backup")]
 pub(crate) struct SectionError(pub String);
+
+/// Splits entries, in order, into sections of at most `bytes` decoded bytes or one entry.
+pub(crate) fn parts(entries: &[Arc<SeriesEntry>], bytes: usize) -> Vec<&[Arc<SeriesEntry>]> {
+    let mut out = Vec::new();
+    let (mut start, mut size) = (0, 0);
+    for (at, entry) in entries.iter().enumerate() {
+        let len = 12 + entry.key.as_bytes().len();
+        if at > start && size + len > bytes {
+            out.extend(entries.get(start..at));
+            (start, size) = (at, 0);
+        }
+        size += len;
+    }
+    out.extend(entries.get(start..).filter(|rest| !rest.is_empty()));
+    out
+}
 
 /// Encodes entries in order.
 pub(crate) fn encode(entries: &[Arc<SeriesEntry>]) -> Vec<u8> {
@@ -72,6 +90,26 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Vec<(SeriesId, SeriesKey)>, Section
 mod tests {
     use super::*;
     use crate::series::dictionary::SeriesDictionary;
+
+    #[test]
+    fn many_series_are_split_into_sections_that_a_reader_takes() {
+        let dict = SeriesDictionary::new(1);
+        for host in 0..100 {
+            let long = "x".repeat(if host == 50 { 5000 } else { host });
+            dict.add(&SeriesKey::from_sorted([("host", format!("{host}{long}").as_str())]), &[]);
+        }
+        let all = dict.since(0);
+        let parts = parts(&all, 1000);
+        assert!(parts.len() > 5, "{}", parts.len());
+        for part in &parts {
+            let size: usize = part.iter().map(|e| 12 + e.key.as_bytes().len()).sum();
+            assert!(size <= 1000 || part.len() == 1, "{size} bytes, {} series", part.len());
+        }
+        let back: Vec<_> = parts.iter().flat_map(|p| decode(&encode(p)).unwrap()).collect();
+        let expected: Vec<_> = all.iter().map(|e| (e.sid, e.key.clone())).collect();
+        assert_eq!(back, expected);
+        assert!(super::parts(&[], 1000).is_empty());
+    }
 
     #[test]
     fn a_section_comes_back_and_damage_is_an_error() {

@@ -17,7 +17,7 @@ use millrace_wal::Frame;
 use super::{
     record::{Origin, Record, RecordError, RecordTable},
     table::TableHandle,
-    watermark::{Verdict, decide},
+    watermark::{Verdict, decide, line_of},
     writer::into_chunk,
 };
 use crate::{
@@ -106,7 +106,7 @@ pub(crate) fn apply(
                 return Ok(());
             }
             Verdict::Take { from } => {
-                first_line = (from.0 - header.seq_lo.0 + 1) as u32;
+                first_line = line_of(header, from);
                 mark = Some((header.key.clone(), header.seq_hi));
             }
             Verdict::Missing | Verdict::Invalid => {
@@ -145,6 +145,13 @@ fn apply_table(
     shared: &Shared,
     report: &mut ReplayReport,
 ) -> Result<(), ReplayError> {
+    if first_line > 0 {
+        super::resolve::drop_lines_below(&mut part.batch, first_line);
+    }
+    if part.batch.rows() == 0 {
+        // Before its series: one must not be known without the columns of its tags.
+        return Ok(());
+    }
     let name = (database.to_owned(), part.batch.table.clone());
     let known = tenant.tables().get(&name).cloned();
     let handle = known.unwrap_or_else(|| {
@@ -169,12 +176,6 @@ fn apply_table(
             u32::MAX
         };
         by_key.push(ordinal);
-    }
-    if first_line > 0 {
-        super::resolve::drop_lines_below(&mut part.batch, first_line);
-    }
-    if part.batch.rows() == 0 {
-        return Ok(());
     }
     report.rows += part.batch.rows() as u64;
     let chunk = into_chunk(lsn, part.batch, &part.field_ids, &by_key);

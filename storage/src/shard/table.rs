@@ -18,6 +18,17 @@ use crate::{
     series::dictionary::SeriesDictionary,
 };
 
+/// What a flush stores beside the rows. The writer takes it between two groups of writes, when
+/// columns and series fit together: every tag of these series is in this schema. At any other
+/// moment a series may be known whose tags are not, and stored like that it would lose them.
+#[derive(Debug, Clone)]
+pub(crate) struct SealedColumns {
+    /// The writer's schema: may have columns of writes that failed, which is harmless.
+    pub schema: Arc<TableSchema>,
+    /// Entries of the dictionary, from the first.
+    pub series: usize,
+}
+
 /// One consistent picture of a table.
 #[derive(Debug, Clone)]
 pub(crate) struct TableVersion {
@@ -29,6 +40,8 @@ pub(crate) struct TableVersion {
     pub flushing: Vec<Arc<Chunk>>,
     /// Committed files.
     pub files: Vec<Arc<FileEntry>>,
+    /// Set by the last seal.
+    pub sealed: Option<SealedColumns>,
 }
 
 impl TableVersion {
@@ -77,6 +90,7 @@ impl TableHandle {
                 active: Vec::new(),
                 flushing: Vec::new(),
                 files,
+                sealed: None,
             }),
         }
     }
@@ -101,10 +115,13 @@ impl TableHandle {
     }
 
     /// Moves the active chunks to the flush. Chunks of an earlier flush that failed stay first.
-    pub(crate) fn seal(&self) {
+    /// `schema` is the writer's, which alone calls this.
+    pub(crate) fn seal(&self, schema: &Arc<TableSchema>) {
+        let series = self.dictionary.len();
         self.current.rcu(|now| {
             let mut next = TableVersion::clone(now);
             next.flushing.append(&mut next.active);
+            next.sealed = Some(SealedColumns { schema: Arc::clone(schema), series });
             next
         });
     }

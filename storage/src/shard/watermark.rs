@@ -37,6 +37,13 @@ pub(crate) fn decide(hi: SeqNo, header: &PutHeader) -> Verdict {
     }
 }
 
+/// The line of a frame that has number `from`: line i (from 1) has number `seq_lo + i - 1`. A
+/// line past what a batch can count is one that the batch does not have.
+pub(crate) fn line_of(header: &PutHeader, from: SeqNo) -> u32 {
+    let line = from.0.saturating_sub(header.seq_lo.0).saturating_add(1);
+    u32::try_from(line).unwrap_or(u32::MAX)
+}
+
 /// Watermarks of one tenant's streams.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Watermarks {
@@ -95,6 +102,20 @@ mod tests {
             (20, 11, Verdict::Invalid),
         ] {
             assert_eq!(decide(SeqNo(10), &header(lo, hi)), verdict, "{lo}..={hi}");
+        }
+    }
+
+    #[test]
+    fn d2_lines_are_counted_from_one_and_never_wrap() {
+        for (lo, from, line) in [
+            (1, 1, 1),
+            (11, 15, 5),
+            (1, u64::from(u32::MAX), u32::MAX),
+            (1, 1 << 32, u32::MAX),
+            (1, (1 << 32) + 5, u32::MAX),
+            (1, u64::MAX, u32::MAX),
+        ] {
+            assert_eq!(line_of(&header(lo, u64::MAX), SeqNo(from)), line, "{lo}, {from}");
         }
     }
 }

@@ -25,7 +25,7 @@ use super::{
     resolve::{Refusals, Resolved, resolve},
     table::TableHandle,
     tenant::TenantHandle,
-    watermark::{Verdict, Watermarks, decide},
+    watermark::{Verdict, Watermarks, decide, line_of},
 };
 use crate::{
     limits::EngineLimits,
@@ -400,6 +400,9 @@ impl ShardWriter {
         if let Some(e) = &self.broken {
             return Err(e.clone());
         }
+        if self.shared.stopped() {
+            return Err(WriteError::Stopped);
+        }
         if !valid_database(&request.database) {
             return Err(WriteError::Database(request.database.chars().take(80).collect()));
         }
@@ -429,7 +432,8 @@ impl ShardWriter {
                 Verdict::Missing => {
                     return Err(WriteError::Missing {
                         key: Box::new(header.key.clone()),
-                        durable: tenant.pending.get(&header.key),
+                        // Not the pending mark: rows of this group may still be lost.
+                        durable: tenant.handle.durable(&header.key),
                         seq_lo: header.seq_lo,
                     });
                 }
@@ -440,8 +444,7 @@ impl ShardWriter {
                     )));
                 }
                 Verdict::Take { from } => {
-                    // Row i of the frame (from 1) has number seq_lo + i - 1.
-                    first_line = (from.0 - header.seq_lo.0 + 1) as u32;
+                    first_line = line_of(header, from);
                     mark = Some((header.key.clone(), header.seq_hi));
                 }
             }
@@ -565,7 +568,7 @@ impl ShardWriter {
         let mut next_table_ids = Vec::new();
         for (id, tenant) in &self.tenants {
             for table in tenant.tables.values() {
-                table.handle.seal();
+                table.handle.seal(&table.schema);
             }
             for (key, hi) in tenant.handle.all_durable().iter() {
                 streams.push((*id, key.clone(), *hi));
@@ -578,7 +581,7 @@ impl ShardWriter {
                 continue;
             }
             for table in handle.tables().values() {
-                table.seal();
+                table.seal(&table.current.load().schema);
             }
             for (key, hi) in handle.all_durable().iter() {
                 streams.push((handle.id, key.clone(), *hi));

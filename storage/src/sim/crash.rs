@@ -119,6 +119,45 @@ fn d2_a_resent_frame_is_acked_and_changes_nothing() {
     w.check("after a refused hole");
 }
 
+/// The trace again, going on after every failure as a server does.
+fn stubborn_trace(w: &mut World) {
+    for round in 0..3 {
+        let rows = w.some_rows(6);
+        w.write(rows);
+        let rows = w.some_rows(4);
+        w.stream(rows);
+        w.flush();
+        let rows = w.some_rows(3);
+        w.stream(rows);
+        if round > 0 {
+            w.compact();
+        }
+        w.flush();
+    }
+}
+
+#[test]
+fn d1_any_failing_operation_and_a_power_cut_later_keep_acked_rows_once() {
+    for seed in 30..30 + seeds(2) {
+        let mut w = World::seeded(seed);
+        w.open().unwrap();
+        let before = w.disk.ops();
+        stubborn_trace(&mut w);
+        let operations = w.disk.ops() - before;
+        for op in 1..=operations {
+            let mut w = World::seeded(seed);
+            w.open().unwrap();
+            w.fail_operation(op);
+            stubborn_trace(&mut w);
+            w.crash();
+            w.open().unwrap_or_else(|e| panic!("seed {seed}, operation {op} failed: {e}"));
+            w.check(&format!("after operation {op} failed and the power was cut"));
+            let rows = w.some_rows(3);
+            assert!(w.stream(rows) && w.flush(), "seed {seed}, operation {op}: it goes on");
+        }
+    }
+}
+
 /// Thirty random steps, checked against the model at every restart.
 pub fn random_schedule(w: &mut World) {
     let seed = w.seed;

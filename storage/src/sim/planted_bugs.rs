@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use millrace_platform::sim::disk::Faults;
 
-use super::{crash, world::World};
+use super::{crash, fork, world::World, zombie};
 use crate::planted::{self, Bug};
 
 /// Runs the suite's schedules until one of them fails; the bug must be caught within `seeds`.
@@ -41,5 +41,11 @@ fn d1_every_planted_bug_is_caught() {
     }
     caught("replay error swallowed", 50, |s| {
         planted::with(Bug::ReplayErrorSwallowed, || crash::damaged_log(s));
+    });
+    caught("epoch check skipped", 100, |s| {
+        planted::with(Bug::EpochCheckSkipped, || zombie::schedule(&mut World::seeded(s)));
+    });
+    caught("checksum ignored", 50, |s| {
+        planted::with(Bug::ChecksumIgnored, || fork::swapped_record(s));
     });
 }

@@ -181,6 +181,12 @@ impl World {
         self.disk.set_faults(Faults { cut_after: Some(at), ..self.planted });
     }
 
+    /// The operation `nth` from here fails with EIO; those after it succeed.
+    pub fn fail_operation(&mut self, nth: u64) {
+        let at = self.disk.ops() + nth;
+        self.disk.set_faults(Faults { fail_op: Some(at), ..self.planted });
+    }
+
     /// The power fails; what was not synced may be gone.
     pub fn crash(&mut self) {
         self.shard = None;
