@@ -5,6 +5,8 @@ use std::{
     path::PathBuf,
 };
 
+use crate::root_key::RootKey;
+
 /// Settings as they come from the command line.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RawSettings {
@@ -20,6 +22,16 @@ pub struct RawSettings {
     /// Private key of the certificate, PEM.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// PKCS#11 library of the HSM that is to hold the root key; the choice counts for the life of
+    /// the data directory. Without it the key is a file in the data directory.
+    #[arg(long, value_name = "FILE", requires = "pkcs11_token", requires = "pkcs11_pin_file")]
+    pub pkcs11_module: Option<PathBuf>,
+    /// Label of the token in that HSM.
+    #[arg(long, value_name = "LABEL", requires = "pkcs11_module")]
+    pub pkcs11_token: Option<String>,
+    /// File with the token's PIN, readable by its owner only.
+    #[arg(long, value_name = "FILE", requires = "pkcs11_module")]
+    pub pkcs11_pin_file: Option<PathBuf>,
     /// Memory for rows not yet in files, MiB (16 to 65536). A flush starts at a third of it.
     #[arg(long, value_name = "MIB", default_value_t = 768)]
     pub memtable_mib: usize,
@@ -40,6 +52,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Certificate and key files, if given.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Where the root key is, if said.
+    pub root_key: Option<RootKey>,
     /// Bytes of memtables at most.
     pub memtable_bytes: usize,
     /// Seconds of a query at most.
@@ -76,11 +90,18 @@ impl RawSettings {
             let problem = format!("`{}` is not an address and port like 0.0.0.0:8443", self.listen);
             problems.push(SettingProblem { name: "listen", problem });
         }
+        let root_key = match (self.pkcs11_module, self.pkcs11_token, self.pkcs11_pin_file) {
+            (Some(module), Some(token), Some(pin_file)) => {
+                Some(RootKey::Pkcs11 { module, token, pin_file })
+            }
+            _ => None,
+        };
         match listen {
             Some(listen) if problems.is_empty() => Ok(Settings {
                 data_dir: self.data_dir,
                 listen,
                 tls: self.tls_cert.zip(self.tls_key),
+                root_key,
                 memtable_bytes: self.memtable_mib << 20,
                 query_timeout_s: self.query_timeout,
                 query_bytes: self.query_mib << 20,
@@ -101,6 +122,9 @@ mod tests {
             listen: "nowhere".into(),
             tls_cert: None,
             tls_key: None,
+            pkcs11_module: None,
+            pkcs11_token: None,
+            pkcs11_pin_file: None,
             memtable_mib: 1,
             query_timeout: 0,
             query_mib: 100,

@@ -6,7 +6,6 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use millrace_control::{Catalog, CatalogError};
 use millrace_crypto::{
     key::TenantKeySource,
-    kms::{KmsError, local::LocalKeyFile},
     ledger::{KeyLedger, LedgerError},
 };
 use millrace_platform::{
@@ -20,7 +19,14 @@ use millrace_query::{QueryEngine, QueryLimits};
 use millrace_storage::{Engine, EngineConfig, EngineLimits, OpenError};
 use tokio::sync::watch;
 
-use crate::{api, ingest::Admission, listener, settings::Settings, tls};
+use crate::{
+    api,
+    ingest::Admission,
+    listener,
+    root_key::{self, RootKey, RootKeyError},
+    settings::Settings,
+    tls,
+};
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +44,7 @@ pub enum StartError {
     },
     /// The root key.
     #[error(transparent)]
-    Kms(#[from] KmsError),
+    RootKey(#[from] RootKeyError),
     /// The key ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -72,8 +78,9 @@ pub struct Control {
     _lock: DiskLock,
 }
 
-/// Opens keys and catalogue and holds the directory's lock.
-pub fn control(dir: &Path) -> Result<Control, StartError> {
+/// Opens keys and catalogue and holds the directory's lock. `root` is where the options say that
+/// the root key is; without one it is where it was at the first start, a file by default.
+pub fn control(dir: &Path, root: Option<RootKey>) -> Result<Control, StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
@@ -83,12 +90,11 @@ pub fn control(dir: &Path) -> Result<Control, StartError> {
         std::io::ErrorKind::WouldBlock => StartError::Locked(dir.display().to_string()),
         _ => StartError::Io { what: dir.display().to_string(), source: e },
     })?;
-    let provider =
-        LocalKeyFile::open(Arc::clone(&disk), Arc::clone(&entropy), &keys_dir.join("root.key"))?;
+    let provider = root_key::open(&disk, &entropy, &keys_dir, root)?;
     let ledger = Arc::new(KeyLedger::open(
         Arc::clone(&disk),
         Arc::clone(&entropy),
-        Arc::new(provider),
+        provider,
         &keys_dir.join("ledger.json"),
     )?);
     let keys: Arc<dyn TenantKeySource> = Arc::clone(&ledger) as _;
@@ -162,7 +168,7 @@ pub async fn run(
     settings: Settings,
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> Result<(), StartError> {
-    let control = control(&settings.data_dir)?;
+    let control = control(&settings.data_dir, settings.root_key.clone())?;
     let metrics = metrics()?;
     let tls_dir = settings.data_dir.join("tls");
     let (certificate, key) = match &settings.tls {

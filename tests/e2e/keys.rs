@@ -69,6 +69,62 @@ fn d6_each_tenant_has_keys_of_its_own_and_the_root_key_is_private() {
     assert_eq!(client.number("default", "SELECT count(*) AS n FROM m"), 1);
 }
 
+/// A new SoftHSM token for this world: its folder, and the file with its PIN.
+fn token(world: &mut World) -> (std::path::PathBuf, std::path::PathBuf) {
+    let tokens = world.folder().join("tokens");
+    std::fs::create_dir(&tokens).unwrap();
+    let conf = world.folder().join("softhsm2.conf");
+    let text = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
+    std::fs::write(&conf, text).unwrap();
+    world.environment("SOFTHSM2_CONF", &conf.display().to_string());
+    let mut make = std::process::Command::new("softhsm2-util");
+    make.args(["--init-token", "--free", "--label", "e2e", "--so-pin", "4711", "--pin", "0815"]);
+    let made = make.env("SOFTHSM2_CONF", &conf).output();
+    let made = made.expect("softhsm2-util is missing: install the Debian package softhsm2");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let pin = world.folder().join("pin");
+    std::fs::write(&pin, "0815\n").unwrap();
+    std::fs::set_permissions(&pin, std::fs::Permissions::from_mode(0o600)).unwrap();
+    (tokens, pin)
+}
+
+#[test]
+fn d6_the_root_key_may_live_in_a_pkcs11_token_and_without_it_nothing_opens() {
+    let mut world = World::empty();
+    let (tokens, pin) = token(&mut world);
+    let pin = pin.display().to_string();
+    world.settings(&[
+        "--pkcs11-module",
+        "/usr/lib/softhsm/libsofthsm2.so",
+        "--pkcs11-token",
+        "e2e",
+        "--pkcs11-pin-file",
+        &pin,
+    ]);
+    world.start();
+    assert!(!world.data().join("keys").join("root.key").exists());
+    world.tenant("acme");
+    let client = world.client(Some(&world.token("acme", "read,write")));
+    client.write("default", &format!("m v=1 {NEW_YEAR_NS}"));
+    world.kill9();
+    // The folder knows where its key is: for commands on it, and for later starts.
+    world.settings(&[]);
+    world.tenant("bolt");
+    world.start();
+    assert_eq!(client.number("default", "SELECT count(*) AS n FROM m"), 1);
+    world.stop();
+    let away = world.folder().join("away");
+    std::fs::rename(&tokens, &away).unwrap();
+    std::fs::create_dir(&tokens).unwrap();
+    let mut refused = world.launch();
+    assert!(!refused.wait().success());
+    assert!(refused.text().contains("token `e2e`"), "{}", refused.text());
+    std::fs::remove_dir(&tokens).unwrap();
+    std::fs::rename(&away, &tokens).unwrap();
+    world.start();
+    assert_eq!(client.number("default", "SELECT count(*) AS n FROM m"), 1);
+}
+
 #[test]
 fn e2_there_is_no_answer_without_tls_and_none_to_a_client_that_trusts_another_ca() {
     let (world, client) = World::with_tenant();

@@ -129,7 +129,7 @@ impl Target {
     ) -> Result<Value, Failure> {
         match &self.data_dir {
             Some(dir) => {
-                let control = startup::control(dir)?;
+                let control = startup::control(dir, None)?;
                 local(&control).map_err(|p| Failure(p.detail))
             }
             None if self.remote.url.is_some() => {

@@ -25,6 +25,7 @@ pub struct World {
     /// Everything that servers of this world have ever written to their terminal.
     said: Vec<u8>,
     settings: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 /// A running server.
@@ -50,7 +51,14 @@ impl World {
     /// An empty folder and no server.
     pub fn empty() -> Self {
         let folder = TempDir::with_prefix("millrace-e2e-").expect("a temporary folder");
-        Self { folder, port: None, server: None, said: Vec::new(), settings: Vec::new() }
+        Self {
+            folder,
+            port: None,
+            server: None,
+            said: Vec::new(),
+            settings: Vec::new(),
+            environment: Vec::new(),
+        }
     }
 
     /// A running server with one tenant `acme` and a client that may read and write.
@@ -78,10 +86,16 @@ impl World {
         self.settings = args.iter().map(|a| (*a).to_owned()).collect();
     }
 
+    /// A further variable of every command's environment.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// A command of the `millrace` binary.
     pub fn millrace(&self, args: &[&str]) -> Command {
         let mut command = Command::new(process::binary("millrace"));
         command.args(args).current_dir(self.folder.path()).env_remove("MILLRACE_TOKEN");
+        command.envs(self.environment.iter().cloned());
         command
     }
 
