@@ -264,8 +264,10 @@ impl Maintenance {
         Ok(len)
     }
 
-    /// Does one merge job if any table wants one; returns whether it did.
+    /// Does one merge job if any table wants one; returns whether it did. A table whose files
+    /// cannot be read does not keep the others from being merged.
     pub(crate) async fn compact_once(&mut self) -> Result<bool, FlushError> {
+        let mut unread = None;
         for tenant in self.shared.tenants() {
             let keys = match self.keys.current(&tenant.id.0) {
                 Ok(keys) => keys,
@@ -275,12 +277,15 @@ impl Maintenance {
             for handle in tenant.tables().values() {
                 let version = handle.current.load_full();
                 if let Some(job) = compaction::planner::plan(&version.files, &self.limits) {
-                    self.compact(&tenant, handle, &keys, &version.schema, &job).await?;
-                    return Ok(true);
+                    match self.compact(&tenant, handle, &keys, &version.schema, &job).await {
+                        Ok(()) => return Ok(true),
+                        Err(FlushError::Read(e)) => unread = unread.or(Some(e)),
+                        Err(e) => return Err(e),
+                    }
                 }
             }
         }
-        Ok(false)
+        unread.map_or(Ok(false), |e| Err(e.into()))
     }
 
     async fn compact(

@@ -9,6 +9,8 @@ mod compaction;
 mod engine;
 mod files;
 mod flush;
+#[cfg(test)]
+mod formats;
 mod gc;
 mod limits;
 pub mod manifest;

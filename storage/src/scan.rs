@@ -541,3 +541,6 @@ fn tag_column(plan: &Plan, tag: usize, series: &[(u32, usize)]) -> Result<ArrayR
     let values = Arc::new(StringArray::from(values));
     Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(keys, values)?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 mod columns;
 mod crash;
+mod damage;
 mod fork;
 mod keys;
 mod model;

@@ -146,3 +146,26 @@ fn d2_known_rows_of_a_frame_with_huge_numbers_are_not_applied_again() {
         w.open().unwrap();
     }
 }
+
+/// Names that the column file uses itself.
+#[test]
+fn d4_a_field_or_tag_named_like_a_built_in_column_is_refused_and_flushes_go_on() {
+    for name in ["time", "__sid"] {
+        let mut w = World::seeded(1);
+        w.open().unwrap();
+        write(&mut w, vec![row(PLAIN, 1.0, 1, 1)]).unwrap();
+        let mut field = row(PLAIN, 2.0, 2, 1);
+        field.fields[0].name = name.into();
+        let tag = row(&[("host", "a"), (name, "x")], 3.0, 3, 1);
+        for batch in [field, tag] {
+            let receipt = write(&mut w, vec![batch]).unwrap();
+            assert_eq!((receipt.rows(), receipt.refused()), (0, 1), "{name}");
+            let reason = &receipt.refusals()[0].reason;
+            assert!(reason.contains(name) && reason.contains("rename"), "{reason}");
+        }
+        assert!(w.flush(), "{name}");
+        w.crash();
+        w.open().unwrap();
+        assert_eq!(shape(&mut w).0, ["host"], "{name}");
+    }
+}

@@ -60,3 +60,45 @@ fn d1_a_record_of_another_history_is_refused_by_name() {
         swapped_record(seed);
     }
 }
+
+/// The newest records are taken away: the log tells, or it still has the rows.
+#[test]
+fn d1_a_manifest_that_lost_its_newest_records_is_refused_or_has_every_row() {
+    use millrace_platform::disk::Disk;
+    let (mut refused, mut whole) = (0, 0);
+    for (seed, rows) in (0..12).zip([5, 400].into_iter().cycle()) {
+        let mut w = World::seeded(seed);
+        w.open().unwrap();
+        for _ in 0..4 {
+            // Large writes fill log segments, which the flush behind them trims.
+            for _ in 0..8 {
+                let rows = w.some_rows(rows);
+                assert!(w.stream(rows));
+            }
+            assert!(w.flush());
+        }
+        w.shard = None;
+        w.disk.kill_process();
+        for root in w.disk.paths().iter().filter(|p| p.starts_with("/data/shard/0/c")) {
+            w.disk.remove(root).unwrap();
+        }
+        let newest = records(&w);
+        if newest.first().is_some_and(|first| !first.ends_with("00000000000000000001")) {
+            // Without a checkpoint and its first records no chain begins at all.
+            assert!(w.open().is_err(), "seed {seed}");
+            refused += 1;
+            continue;
+        }
+        for record in newest.iter().rev().take(1 + seed as usize % 3) {
+            w.disk.remove(record).unwrap();
+        }
+        match w.open() {
+            Ok(()) => {
+                w.check("after the newest records were taken away");
+                whole += 1;
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 0 && whole > 0, "{refused} refused, {whole} whole: both must occur");
+}
