@@ -2,7 +2,7 @@
 //!
 //! Never: names a path, another tenant or an internal type in a message.
 
-use datafusion::error::DataFusionError;
+use datafusion::{error::DataFusionError, sql::sqlparser::parser::ParserError};
 
 /// Why a query was refused or ended.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -36,6 +36,16 @@ pub enum QueryError {
     /// Out of memory.
     #[error("the query needs more memory than it may use; narrow its time range or group by less")]
     Memory,
+    /// A function would make a value that is larger than a value may be.
+    #[error(
+        "`{function}` would make more than {mebibytes} MiB of one value or too much of one batch; use a smaller number or a shorter text"
+    )]
+    ValueTooLarge {
+        /// The function.
+        function: String,
+        /// The limit, MiB.
+        mebibytes: u64,
+    },
     /// Too many at once.
     #[error(
         "this tenant already has {running} queries running and {queued} waiting; try again in a moment"
@@ -70,6 +80,7 @@ impl QueryError {
         ("too_many_queries", 429),
         ("data_unavailable", 503),
         ("internal", 500),
+        ("query_value_too_large", 413),
     ];
 
     /// The stable code and HTTP status.
@@ -86,8 +97,19 @@ impl QueryError {
             Self::Busy { .. } => 8,
             Self::Unavailable(_) => 9,
             Self::Internal(_) => 10,
+            Self::ValueTooLarge { .. } => 11,
         };
         Self::CODES.get(index).copied().unwrap_or(("internal", 500))
+    }
+
+    /// The work ended by a bug; the panic itself is in the server's log.
+    pub(crate) fn panicked() -> Self {
+        internal("panic")
+    }
+
+    /// The work ended without saying so, as it does when the server stops.
+    pub(crate) fn cut_off() -> Self {
+        Self::Unavailable("the query was cut off because the server is stopping".to_owned())
     }
 }
 
@@ -100,7 +122,14 @@ fn clean(text: &str) -> String {
 impl From<DataFusionError> for QueryError {
     fn from(e: DataFusionError) -> Self {
         match e.find_root() {
-            DataFusionError::SQL(e, _) => Self::Syntax(clean(&e.to_string())),
+            DataFusionError::SQL(e, _) => match e.as_ref() {
+                ParserError::RecursionLimitExceeded => {
+                    Self::TooComplex("it nests too deeply".to_owned())
+                }
+                ParserError::ParserError(text) | ParserError::TokenizerError(text) => {
+                    Self::Syntax(clean(text))
+                }
+            },
             DataFusionError::SchemaError(e, _) => Self::Unknown(clean(&e.to_string())),
             DataFusionError::ResourcesExhausted(_) => Self::Memory,
             DataFusionError::Plan(text) if text.contains("not found") => Self::Unknown(clean(text)),

@@ -1,8 +1,8 @@
 //! Query parameters: bound as values, never pasted into text.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use datafusion::{common::ParamValues, scalar::ScalarValue};
+use datafusion::{common::ParamValues, logical_expr::LogicalPlan, scalar::ScalarValue};
 use serde_json::Value;
 
 use crate::error::QueryError;
@@ -33,25 +33,36 @@ impl Params {
         }
     }
 
-    pub(crate) fn bind(&self) -> Result<Option<ParamValues>, QueryError> {
-        match self {
-            Self::None => Ok(None),
-            Self::List(values) => {
-                let values: Result<Vec<ScalarValue>, _> = values.iter().map(scalar).collect();
-                Ok(Some(ParamValues::from(values?)))
-            }
-            Self::Named(map) => {
-                #[expect(
-                    clippy::disallowed_types,
-                    reason = "DataFusion's parameter map is a std one"
-                )]
-                let mut out = std::collections::HashMap::new();
-                for (name, value) in map {
-                    out.insert(name.trim_start_matches('$').to_owned(), scalar(value)?);
-                }
-                Ok(Some(ParamValues::from(out)))
-            }
+    /// Puts the values in the places of a plan; every place has a value and every value a place.
+    pub(crate) fn bind(self, plan: LogicalPlan) -> Result<LogicalPlan, QueryError> {
+        let places: BTreeSet<String> =
+            plan.get_parameter_names()?.iter().map(|p| p.trim_start_matches('$').into()).collect();
+        let values = self.named()?;
+        if let Some(missing) = places.iter().find(|p| !values.contains_key(*p)) {
+            return Err(QueryError::Params(format!("`${missing}` has no value")));
         }
+        if let Some(extra) = values.keys().find(|v| !places.contains(*v)) {
+            return Err(QueryError::Params(format!(
+                "there is a value for `${extra}`, which the statement does not use"
+            )));
+        }
+        if places.is_empty() {
+            return Ok(plan);
+        }
+        let values: Vec<(String, ScalarValue)> = values.into_iter().collect();
+        Ok(plan.with_param_values(ParamValues::from(values))?)
+    }
+
+    /// All values by name; positions are the names `1`, `2` …
+    fn named(self) -> Result<BTreeMap<String, ScalarValue>, QueryError> {
+        let named: BTreeMap<String, Value> = match self {
+            Self::None => BTreeMap::new(),
+            Self::List(values) => (1u32..).map(|n| n.to_string()).zip(values).collect(),
+            Self::Named(map) => {
+                map.into_iter().map(|(n, v)| (n.trim_start_matches('$').to_owned(), v)).collect()
+            }
+        };
+        named.into_iter().map(|(name, value)| Ok((name, scalar(&value)?))).collect()
     }
 }
 
