@@ -171,3 +171,70 @@ fn internal(detail: &str) -> QueryError {
 fn crc_of(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::fixture::World;
+
+    #[test]
+    fn every_error_has_a_code_of_its_own() {
+        let text = || "x".to_owned();
+        let all = [
+            QueryError::Syntax(text()),
+            QueryError::NotAllowed(text()),
+            QueryError::Unknown(text()),
+            QueryError::TooComplex(text()),
+            QueryError::Params(text()),
+            QueryError::Invalid(text()),
+            QueryError::Timeout { seconds: 1 },
+            QueryError::Memory,
+            QueryError::Busy { running: 1, queued: 1 },
+            QueryError::Unavailable(text()),
+            QueryError::Internal(text()),
+            QueryError::ValueTooLarge { function: text(), mebibytes: 1 },
+        ];
+        let codes: BTreeSet<&str> = all.iter().map(|e| e.code().0).collect();
+        assert_eq!(codes.len(), QueryError::CODES.len());
+        assert_eq!(all.len(), codes.len());
+    }
+
+    #[test]
+    fn what_datafusion_says_becomes_a_stable_code() {
+        let world = World::sample();
+        for (sql, code) in [
+            ("SELECT 1", "ok"),
+            ("SELEC 1", "sql_syntax"),
+            ("", "sql_syntax"),
+            ("DROP TABLE cpu", "sql_not_allowed"),
+            ("SELECT * FROM nowhere", "sql_unknown_name"),
+            ("SELECT * FROM nowhere.cpu", "sql_unknown_name"),
+            ("SELECT nothing FROM cpu", "sql_unknown_name"),
+            ("SELECT nothing(1)", "sql_unknown_name"),
+            ("SELECT $1", "sql_params"),
+            ("SELECT sum(host) FROM cpu", "sql_invalid"),
+            ("SELECT 1 / 0", "sql_invalid"),
+            ("SELECT CAST('x' AS INT)", "sql_invalid"),
+            ("SELECT host FROM cpu GROUP BY region", "sql_invalid"),
+            ("SELECT host FROM cpu a JOIN cpu b ON true", "sql_invalid"),
+            ("SELECT repeat('x', 1000000000)", "query_value_too_large"),
+        ] {
+            assert_eq!(world.code(sql), code, "{sql}: {:?}", world.ask(sql).err());
+        }
+    }
+
+    #[test]
+    fn a_message_is_one_line_and_names_nothing_inside() {
+        let world = World::sample();
+        for sql in ["SELECT * FROM nowhere", "SELECT nothing FROM cpu", "SELECT sum(host) FROM cpu"]
+        {
+            let message = world.ask(sql).unwrap_err().to_string();
+            assert!(!message.contains('\n') && message.len() < 500, "{message}");
+            for inside in ["millrace.", "DataFusion", "datafusion", ".rs"] {
+                assert!(!message.contains(inside), "{message}");
+            }
+        }
+    }
+}

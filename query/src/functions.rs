@@ -119,14 +119,8 @@ const PLAIN: &[&str] = &[
     "substr_index",
     "to_hex",
     "uuid",
-    // Digests and codes.
+    // Codes.
     "decode",
-    "digest",
-    "md5",
-    "sha224",
-    "sha256",
-    "sha384",
-    "sha512",
     // Arrays, read only.
     "array_any_value",
     "array_avg",

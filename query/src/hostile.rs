@@ -17,7 +17,7 @@ use crate::{
 
 const CORPUS: &str = include_str!("../../tests/corpus/sql/hostile.json");
 /// Far above what any statement needs on a busy machine: only a hang reaches it.
-const HANG: Duration = Duration::from_secs(120);
+const HANG: Duration = Duration::from_secs(20);
 const LIMITS: [&str; 3] = ["query_timeout", "query_memory", "query_value_too_large"];
 
 fn part(part: &Value) -> String {
@@ -67,17 +67,21 @@ fn outcome(world: &World, sql: &str, params: Params) -> (&'static str, String) {
     }
 }
 
+/// Whether a plain question is answered. A step that cannot be interrupted may outlast the first
+/// question's own two seconds in an unoptimised build.
+fn answers(world: &World) -> bool {
+    let ask = || outcome(world, "SELECT count(*) AS n FROM cpu", Params::None).1;
+    (0..5).any(|_| ask() == "n\n7\n")
+}
+
 /// Memory is given back when the task has ended, which may be a moment after its answer.
-fn settle(world: &World) {
-    world.block_on(async {
-        tokio::time::timeout(HANG, async {
-            while world.query.memory_reserved() > 0 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .expect("a query that has ended gives its memory back");
-    });
+fn settled(world: &World) -> bool {
+    let given_back = async {
+        while world.query.memory_reserved() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    world.block_on(async { tokio::time::timeout(HANG, given_back).await.is_ok() })
 }
 
 #[test]
@@ -105,8 +109,12 @@ fn s2_hostile_statements_are_refused_or_end_and_the_next_question_is_answered() 
         if seen.len() > 2000 && code != "ok" {
             wrong.push(format!("{shown}\n    answers {} bytes of error", seen.len()));
         }
-        assert_eq!(world.csv("SELECT count(*) FROM cpu"), ["7"], "after {shown}");
-        settle(&world);
+        if !answers(&world) {
+            wrong.push(format!("{shown}\n    and then a plain question has no answer"));
+        }
+        if !settled(&world) {
+            wrong.push(format!("{shown}\n    and then memory that is not given back"));
+        }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), entries.len(), wrong.join("\n"));
 }

@@ -15,6 +15,7 @@ mod functions;
 mod guard;
 #[cfg(test)]
 mod hostile;
+mod interrupt;
 mod listing;
 mod params;
 mod pool;

@@ -23,6 +23,7 @@ use millrace_storage::TenantSnapshot;
 use crate::{
     engine::QueryLimits,
     functions::{self, Operators, Stop},
+    interrupt::Interruptible,
     listing::Listing,
     pool::{QueryMemory, SharedMemory},
     provider::SnapshotTable,
@@ -65,6 +66,7 @@ pub(crate) fn open(
         .with_aggregate_functions(functions::aggregates())
         .with_window_functions(SessionStateDefaults::default_window_functions())
         .with_table_function_list(functions::tables())
+        .with_physical_optimizer_rule(Arc::new(Interruptible(bounds.stop.clone())))
         .build();
     state.register_function_rewrite(Arc::new(Operators::new(bounds.stop)))?;
     Ok(SessionContext::new_with_state(state))

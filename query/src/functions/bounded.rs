@@ -30,11 +30,14 @@ use crate::error::QueryError;
 
 /// Bytes of one value.
 pub(crate) const VALUE_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of one value made of constants alone. It becomes part of the plan, which is copied, hashed
+/// and printed many times, so it is bounded more tightly.
+const CONSTANT_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of one call's result for all rows of a batch.
 const BATCH_BYTES_MAX: u64 = 128 << 20;
-/// A row whose bound is over this is refused before it is computed. Bounds of replacements are
-/// far above what they make, hence more than a value may have.
-const ROW_BOUND_MAX: u64 = 4 * VALUE_BYTES_MAX;
+/// A row whose bound is over this many times what a value may have is refused before it is
+/// computed: bounds of replacements are far above what they make.
+const ROW_BOUND: u64 = 4;
 /// Bound of a slice.
 const SLICE_BYTES: u64 = VALUE_BYTES_MAX;
 
@@ -52,19 +55,19 @@ impl Bounded {
     }
 
     fn refused(&self, limit: u64) -> DataFusionError {
-        DataFusionError::External(Box::new(QueryError::ValueTooLarge {
+        self.stop.refuse(QueryError::ValueTooLarge {
             function: self.inner.name().to_owned(),
             mebibytes: limit >> 20,
-        }))
+        })
     }
 
     /// First rows of slices, with the end as the last.
-    fn slices(&self, bounds: &[u64]) -> Result<Vec<usize>> {
+    fn slices(&self, bounds: &[u64], value_max: u64) -> Result<Vec<usize>> {
         let mut starts = vec![0];
         let mut filled = 0u64;
         for (row, bound) in bounds.iter().enumerate() {
-            if *bound > ROW_BOUND_MAX {
-                return Err(self.refused(VALUE_BYTES_MAX));
+            if *bound > ROW_BOUND * value_max {
+                return Err(self.refused(value_max));
             }
             if filled.saturating_add(*bound) > SLICE_BYTES && filled > 0 {
                 starts.push(row);
@@ -77,12 +80,10 @@ impl Bounded {
     }
 
     /// Refuses a slice with a value over the limit; returns its bytes.
-    fn weigh(&self, made: &dyn Array) -> Result<u64> {
+    fn weigh(&self, made: &dyn Array, value_max: u64) -> Result<u64> {
         let all = measure::bytes(made, 0, made.len());
-        if all > VALUE_BYTES_MAX
-            && (0..made.len()).any(|row| measure::bytes(made, row, 1) > VALUE_BYTES_MAX)
-        {
-            return Err(self.refused(VALUE_BYTES_MAX));
+        if all > value_max && (0..made.len()).any(|row| measure::bytes(made, row, 1) > value_max) {
+            return Err(self.refused(value_max));
         }
         Ok(all)
     }
@@ -103,7 +104,7 @@ impl Bounded {
                 ..args.clone()
             };
             let made = self.inner.invoke_with_args(part)?.into_array(rows)?;
-            total = total.saturating_add(self.weigh(made.as_ref())?);
+            total = total.saturating_add(self.weigh(made.as_ref(), VALUE_BYTES_MAX)?);
             if total > BATCH_BYTES_MAX {
                 return Err(self.refused(BATCH_BYTES_MAX));
             }
@@ -152,14 +153,15 @@ impl ScalarUDFImpl for Bounded {
         let scalars = args.args.iter().all(|a| matches!(a, ColumnarValue::Scalar(_)));
         let rows = if scalars { 1 } else { args.number_rows };
         let bounds = growth::bounds(self.growth, &args.args, rows)?;
-        let starts = self.slices(&bounds)?;
+        let value_max = if scalars { CONSTANT_BYTES_MAX } else { VALUE_BYTES_MAX };
+        let starts = self.slices(&bounds, value_max)?;
         if starts.len() > 2 {
             return self.by_slices(&args, &starts);
         }
         let made = self.inner.invoke_with_args(args)?;
         match &made {
-            ColumnarValue::Array(array) => self.weigh(array.as_ref())?,
-            ColumnarValue::Scalar(value) => self.weigh(value.to_array()?.as_ref())?,
+            ColumnarValue::Array(array) => self.weigh(array.as_ref(), value_max)?,
+            ColumnarValue::Scalar(value) => self.weigh(value.to_array()?.as_ref(), value_max)?,
         };
         Ok(made)
     }
@@ -226,10 +228,10 @@ mod tests {
 
     #[test]
     fn a_value_within_the_limit_is_made_and_one_above_is_named() {
-        assert!(call("repeat", vec![text("x"), number(1 << 20)], 1).is_ok());
+        assert!(call("repeat", vec![text("x"), number(1 << 19)], 1).is_ok());
         assert_eq!(
             refusal(call("repeat", vec![text("x"), number(i64::MAX)], 1)),
-            "`repeat` would make more than 16 MiB of one value or too much of one batch; use a smaller number or a shorter text"
+            "`repeat` would make more than 1 MiB of one value or too much of one batch; use a smaller number or a shorter text"
         );
         for (name, args) in [
             ("lpad", vec![text("x"), number(1 << 30)]),
@@ -283,5 +285,13 @@ mod tests {
         stop.set();
         let result = call_with(&stop, "repeat", vec![text("x"), number(3)], 1);
         assert_eq!(QueryError::from(result.unwrap_err()).code().0, "query_memory");
+    }
+
+    #[test]
+    fn the_first_refusal_is_given_again_without_computing() {
+        let stop = Stop::default();
+        let first = call_with(&stop, "repeat", vec![text("x"), number(i64::MAX)], 1);
+        let second = call_with(&stop, "upper", vec![text("x")], 1);
+        assert_eq!(refusal(first), refusal(second));
     }
 }

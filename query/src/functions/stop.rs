@@ -1,32 +1,50 @@
-//! A flag that tells running functions that nobody waits any more.
+//! A flag that tells running functions that nobody waits any more, and why.
 //!
-//! Owns: the flag. A task that computes cannot be interrupted from outside; functions that take
-//! long look here between slices. Never: blocks.
+//! Owns: the flag and the first refusal. A task that computes cannot be interrupted from outside,
+//! so functions that take long look here between slices. A refusal is kept because DataFusion
+//! forgets it: it tries to fold the same constant in every pass, and each try would again make the
+//! largest value that is allowed. Never: blocks.
 
 use std::{
     hash::{Hash, Hasher},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use datafusion::error::{DataFusionError, Result};
 
+use crate::error::QueryError;
+
+#[derive(Debug, Default)]
+struct State {
+    ended: AtomicBool,
+    refusal: OnceLock<QueryError>,
+}
+
 /// Shared by one query's functions. All flags are equal, so that two expressions with the same
 /// function compare as the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Stop(Arc<AtomicBool>);
+pub(crate) struct Stop(Arc<State>);
 
 impl Stop {
-    /// Tells everybody.
+    /// Tells everybody that the query has ended.
     pub(crate) fn set(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.ended.store(true, Ordering::Release);
     }
 
-    /// An error once the query has ended.
+    /// Remembers the first refusal and returns it.
+    pub(crate) fn refuse(&self, error: QueryError) -> DataFusionError {
+        DataFusionError::External(Box::new(self.0.refusal.get_or_init(|| error).clone()))
+    }
+
+    /// An error once the query has ended or something in it was refused.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Acquire) {
+        if let Some(refusal) = self.0.refusal.get() {
+            return Err(DataFusionError::External(Box::new(refusal.clone())));
+        }
+        if self.0.ended.load(Ordering::Acquire) {
             return Err(DataFusionError::ResourcesExhausted("the query has ended".to_owned()));
         }
         Ok(())
