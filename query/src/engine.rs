@@ -1,16 +1,14 @@
 //! Runs queries: admission, planning, execution on threads of their own, a deadline.
 //!
-//! Owns: the query runtime (its own threads with large stacks, because planning recurses), the
-//! per-tenant admission. Never: plans on a thread that serves I/O; runs past the deadline; keeps
-//! running when the reader has gone.
+//! Owns: the query runtime (its own threads with large stacks, because planning recurses) and the
+//! deadline, which both sides keep: the task that works, and the reader, who gets the timeout even
+//! while the task computes and cannot be interrupted.
+//! Never: plans on a thread that serves I/O; keeps running when the reader has gone; ends a stream
+//! of rows as if it were complete when it is not.
+//! Invariant: a slot is held until the work has really ended, so that a tenant cannot start more
+//! work than it may by giving up early.
 
-use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use datafusion::{
     arrow::{array::RecordBatch, datatypes::SchemaRef},
@@ -18,18 +16,28 @@ use datafusion::{
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use millrace_control::ReadScope;
-use millrace_platform::{clock::Clock, map::Map, metric::Metric};
+use millrace_platform::{clock::Clock, metric::Metric};
 use millrace_protocol::ids::TenantId;
 use millrace_storage::Engine;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{mpsc, oneshot};
 
-use crate::{error::QueryError, guard, params::Params, session};
+use crate::{
+    admission::Admission,
+    error::QueryError,
+    functions::{Stop, StopOnDrop},
+    guard,
+    params::Params,
+    pool::SharedMemory,
+    session::{self, Bounds},
+};
 
 /// Bounds of every query.
 #[derive(Debug, Clone)]
 pub struct QueryLimits {
     /// Memory of one query, bytes.
     pub memory_bytes: usize,
+    /// Memory of all queries together, bytes; at least that of one is allowed.
+    pub memory_total_bytes: usize,
     /// Time of one query.
     pub timeout: Duration,
     /// Queries of one tenant at once.
@@ -47,6 +55,7 @@ impl Default for QueryLimits {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Self {
             memory_bytes: 512 << 20,
+            memory_total_bytes: 2 << 30,
             timeout: Duration::from_secs(30),
             running: 4,
             queued: 16,
@@ -77,18 +86,13 @@ impl std::fmt::Debug for QueryAnswer {
     }
 }
 
-#[derive(Debug)]
-struct Gate {
-    running: Arc<Semaphore>,
-    present: AtomicUsize,
-}
-
 /// See the module head.
 pub struct QueryEngine {
     storage: Arc<Engine>,
     clock: Arc<dyn Clock>,
     limits: QueryLimits,
-    gates: Mutex<Map<TenantId, Arc<Gate>>>,
+    admission: Admission,
+    memory: SharedMemory,
     /// Taken out when dropped: a runtime must not be dropped inside another one's task.
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -107,16 +111,26 @@ impl Drop for QueryEngine {
     }
 }
 
-/// Held while a query runs or waits.
-struct Admitted {
-    gate: Arc<Gate>,
-    _permit: OwnedSemaphorePermit,
+/// What the working task sends.
+enum Piece {
+    Rows(RecordBatch),
+    /// All rows were sent. Without it, a stream that ends has been cut off.
+    End,
 }
 
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.gate.present.fetch_sub(1, Ordering::AcqRel);
-    }
+type Pieces = mpsc::Sender<Result<Piece, QueryError>>;
+type Deadline = futures::future::Shared<BoxFuture<'static, ()>>;
+
+/// One query on its way to its thread.
+struct Work {
+    storage: Arc<Engine>,
+    tenant: TenantId,
+    database: String,
+    sql: String,
+    params: Params,
+    limits: QueryLimits,
+    memory: SharedMemory,
+    stop: Stop,
 }
 
 impl QueryEngine {
@@ -132,26 +146,14 @@ impl QueryEngine {
             .thread_stack_size(STACK_BYTES)
             .enable_all()
             .build()?;
-        Ok(Self { storage, clock, limits, gates: Mutex::default(), runtime: Some(runtime) })
+        let memory = SharedMemory::new(limits.memory_total_bytes.max(limits.memory_bytes));
+        let admission = Admission::default();
+        Ok(Self { storage, clock, limits, admission, memory, runtime: Some(runtime) })
     }
 
-    fn admit(&self, tenant: TenantId) -> Result<(Arc<Gate>, Arc<Semaphore>), QueryError> {
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        let gate = gates.entry(tenant).or_insert_with(|| {
-            Arc::new(Gate {
-                running: Arc::new(Semaphore::new(self.limits.running)),
-                present: AtomicUsize::new(0),
-            })
-        });
-        let present = gate.present.fetch_add(1, Ordering::AcqRel);
-        if present >= self.limits.running + self.limits.queued {
-            gate.present.fetch_sub(1, Ordering::AcqRel);
-            return Err(QueryError::Busy {
-                running: self.limits.running,
-                queued: self.limits.queued,
-            });
-        }
-        Ok((Arc::clone(gate), Arc::clone(&gate.running)))
+    /// Bytes that running queries have reserved.
+    pub fn memory_reserved(&self) -> usize {
+        self.memory.reserved()
     }
 
     /// Runs one statement in the scope's tenant, with `database` as the default schema. Ready
@@ -164,120 +166,155 @@ impl QueryEngine {
         params: Params,
     ) -> BoxFuture<'static, Result<QueryAnswer, QueryError>> {
         let tenant = scope.tenant();
-        let (database, sql) = (database.to_owned(), sql.to_owned());
-        let admitted = self.admit(tenant);
-        let storage = Arc::clone(&self.storage);
+        let present = self.admission.arrive(tenant, &self.limits);
         let clock = Arc::clone(&self.clock);
-        let limits = self.limits.clone();
         let handle = self.runtime.as_ref().map(|r| r.handle().clone());
+        let timeout = self.limits.timeout;
+        let stop = Stop::default();
+        let work = Work {
+            storage: Arc::clone(&self.storage),
+            tenant,
+            database: database.to_owned(),
+            sql: sql.to_owned(),
+            params,
+            limits: self.limits.clone(),
+            memory: self.memory.clone(),
+            stop: stop.clone(),
+        };
         async move {
-            let (gate, semaphore) = admitted?;
-            let started = clock.monotonic();
-            let seconds = limits.timeout.as_secs();
             // Counted as present from here on; a client that leaves while waiting is uncounted.
-            let waiting = Waiting { gate: Some(gate) };
-            let deadline = clock.sleep(limits.timeout).shared();
-            let permit = futures::select! {
-                permit = semaphore.acquire_owned().fuse() =>
-                    permit.map_err(|_| QueryError::Internal("admission".into()))?,
-                () = deadline.clone().fuse() => return Err(QueryError::Timeout { seconds }),
+            let present = present?;
+            let started = clock.monotonic();
+            let deadline: Deadline = (clock.sleep(timeout) as BoxFuture<'static, ()>).shared();
+            let late = QueryError::Timeout { seconds: timeout.as_secs() };
+            let admitted = futures::select_biased! {
+                admitted = present.admitted().fuse() => admitted?,
+                () = deadline.clone().fuse() => return Err(late),
             };
-            let admitted = waiting.admitted(permit);
             let handle = handle.ok_or_else(|| QueryError::Internal("stopped".into()))?;
-            let (send_schema, schema) = tokio::sync::oneshot::channel();
-            let (batches, rows) = mpsc::channel(BATCHES_AHEAD);
-            let work = execute(storage, tenant, database, sql, params, limits, send_schema, batches.clone());
-            let guarded = {
-                let deadline = deadline.clone();
-                let clock = Arc::clone(&clock);
-                async move {
-                    let _admitted = admitted;
-                    let outcome = futures::select! {
-                        done = work.fuse() => done,
-                        () = deadline.fuse() => Err(QueryError::Timeout { seconds }),
-                        () = closed(batches.clone()).fuse() => Ok(()),
-                    };
-                    let label = outcome.as_ref().err().map_or("ok", |e| e.code().0);
-                    metrics::counter!(Metric::Queries.name(), "tenant" => tenant.to_string(), "outcome" => label)
-                        .increment(1);
-                    let took = clock.monotonic().saturating_sub(started);
-                    metrics::histogram!(Metric::QuerySeconds.name()).record(took.as_secs_f64());
-                    if let Err(e) = outcome {
-                        // The reader may be gone; then nobody wants the error.
-                        drop(batches.send(Err(e)).await);
-                    }
-                }
-            };
-            handle.spawn(guarded);
-            let mut rows = tokio_stream::wrappers::ReceiverStream::new(rows);
-            match schema.await {
-                Ok(schema) => Ok(QueryAnswer { schema, rows: rows.boxed() }),
-                // No schema: the first thing in the channel says why.
-                Err(_) => match rows.next().await {
-                    Some(Err(e)) => Err(e),
-                    _ => Err(QueryError::Internal("ended".into())),
-                },
-            }
+            let (send_schema, schema) = oneshot::channel();
+            let (pieces, rows) = mpsc::channel(BATCHES_AHEAD);
+            let task = task(work, send_schema, pieces, deadline.clone(), late.clone());
+            handle.spawn(async move {
+                let outcome = task.await;
+                let took = clock.monotonic().saturating_sub(started);
+                count(tenant, outcome.as_ref().err(), took);
+                drop(admitted);
+            });
+            let reader = Reader { rows, deadline, late, stop: StopOnDrop(stop), done: false };
+            reader.answer(schema).await
         }
         .boxed()
     }
 }
 
-async fn closed(batches: mpsc::Sender<Result<RecordBatch, QueryError>>) {
-    batches.closed().await;
+fn count(tenant: TenantId, error: Option<&QueryError>, took: Duration) {
+    let outcome = error.map_or("ok", |e| e.code().0);
+    metrics::counter!(Metric::Queries.name(), "tenant" => tenant.to_string(), "outcome" => outcome)
+        .increment(1);
+    metrics::histogram!(Metric::QuerySeconds.name()).record(took.as_secs_f64());
 }
 
-/// Uncounts a query that never got to run.
-struct Waiting {
-    gate: Option<Arc<Gate>>,
-}
-
-impl Waiting {
-    fn admitted(mut self, permit: OwnedSemaphorePermit) -> Option<Admitted> {
-        self.gate.take().map(|gate| Admitted { gate, _permit: permit })
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if let Some(gate) = self.gate.take() {
-            gate.present.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-}
-
-#[expect(clippy::too_many_arguments, reason = "the parts of one query, moved to its thread")]
-async fn execute(
-    storage: Arc<Engine>,
-    tenant: TenantId,
-    database: String,
-    sql: String,
-    params: Params,
-    limits: QueryLimits,
-    schema: tokio::sync::oneshot::Sender<SchemaRef>,
-    batches: mpsc::Sender<Result<RecordBatch, QueryError>>,
+/// Works until done, late, or nobody reads; whatever the outcome, the reader learns of it.
+async fn task(
+    work: Work,
+    schema: oneshot::Sender<SchemaRef>,
+    pieces: Pieces,
+    deadline: Deadline,
+    late: QueryError,
 ) -> Result<(), QueryError> {
-    let statement = guard::parse(&sql)?;
-    let snapshot = storage.snapshot(tenant).map_err(|e| QueryError::Unavailable(e.to_string()))?;
-    let context = session::open(&snapshot, &database, &limits)?;
-    let mut plan = context.state().statement_to_plan(statement).await?;
+    let working = AssertUnwindSafe(execute(work, schema, pieces.clone())).catch_unwind();
+    let outcome = futures::select_biased! {
+        done = working.fuse() => done.unwrap_or_else(|_| Err(QueryError::panicked())),
+        () = deadline.fuse() => Err(late),
+        () = pieces.closed().fuse() => return Ok(()),
+    };
+    let last = outcome.clone().map(|()| Piece::End);
+    // The reader may be gone; then nobody wants to know.
+    drop(pieces.send(last).await);
+    outcome
+}
+
+async fn execute(
+    work: Work,
+    schema: oneshot::Sender<SchemaRef>,
+    pieces: Pieces,
+) -> Result<(), QueryError> {
+    let statement = guard::parse(&work.sql)?;
+    let snapshot =
+        work.storage.snapshot(work.tenant).map_err(|e| QueryError::Unavailable(e.to_string()))?;
+    let bounds = Bounds { limits: &work.limits, memory: &work.memory, stop: &work.stop };
+    let context = session::open(&snapshot, &work.database, &bounds)?;
+    let plan = context.state().statement_to_plan(statement).await?;
     SQLOptions::new()
         .with_allow_ddl(false)
         .with_allow_dml(false)
         .with_allow_statements(false)
         .verify_plan(&plan)?;
-    if let Some(values) = params.bind()? {
-        plan = plan.with_param_values(values)?;
-    }
+    let plan = work.params.bind(plan)?;
     let frame = context.execute_logical_plan(plan).await?;
     let mut stream = frame.execute_stream().await?;
     if schema.send(stream.schema()).is_err() {
         return Ok(());
     }
     while let Some(batch) = stream.next().await {
-        if batches.send(Ok(batch?)).await.is_err() {
+        if pieces.send(Ok(Piece::Rows(batch?))).await.is_err() {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// The reader's side of a query.
+struct Reader {
+    rows: mpsc::Receiver<Result<Piece, QueryError>>,
+    deadline: Deadline,
+    late: QueryError,
+    stop: StopOnDrop,
+    done: bool,
+}
+
+impl Reader {
+    async fn answer(
+        mut self,
+        schema: oneshot::Receiver<SchemaRef>,
+    ) -> Result<QueryAnswer, QueryError> {
+        let schema = futures::select_biased! {
+            schema = schema.fuse() => schema,
+            () = self.deadline.clone().fuse() => return Err(self.late.clone()),
+        };
+        match schema {
+            Ok(schema) => {
+                let rows = futures::stream::unfold(self, |mut reader| async move {
+                    Some((reader.next().await?, reader))
+                });
+                Ok(QueryAnswer { schema, rows: rows.boxed() })
+            }
+            // No schema: the first thing in the channel says why.
+            Err(_) => match self.next().await {
+                Some(Err(e)) => Err(e),
+                _ => Err(QueryError::cut_off()),
+            },
+        }
+    }
+
+    /// The next rows. The deadline counts here too: the task may be busy where it cannot look.
+    async fn next(&mut self) -> Option<Result<RecordBatch, QueryError>> {
+        if self.done {
+            return None;
+        }
+        let piece = futures::select_biased! {
+            piece = self.rows.recv().fuse() => piece,
+            () = self.deadline.clone().fuse() => Some(Err(self.late.clone())),
+        };
+        let item = match piece {
+            Some(Ok(Piece::Rows(batch))) => return Some(Ok(batch)),
+            Some(Ok(Piece::End)) => None,
+            Some(Err(e)) => Some(Err(e)),
+            None => Some(Err(QueryError::cut_off())),
+        };
+        self.done = true;
+        self.stop.0.set();
+        item
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Never: names a path, another tenant or an internal type in a message.
 
-use datafusion::error::DataFusionError;
+use datafusion::{error::DataFusionError, sql::sqlparser::parser::ParserError};
 
 /// Why a query was refused or ended.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -36,6 +36,16 @@ pub enum QueryError {
     /// Out of memory.
     #[error("the query needs more memory than it may use; narrow its time range or group by less")]
     Memory,
+    /// A function would make a value that is larger than a value may be.
+    #[error(
+        "`{function}` would make more than {mebibytes} MiB of one value or too much of one batch; use a smaller number or a shorter text"
+    )]
+    ValueTooLarge {
+        /// The function.
+        function: String,
+        /// The limit, MiB.
+        mebibytes: u64,
+    },
     /// Too many at once.
     #[error(
         "this tenant already has {running} queries running and {queued} waiting; try again in a moment"
@@ -70,6 +80,7 @@ impl QueryError {
         ("too_many_queries", 429),
         ("data_unavailable", 503),
         ("internal", 500),
+        ("query_value_too_large", 413),
     ];
 
     /// The stable code and HTTP status.
@@ -86,8 +97,19 @@ impl QueryError {
             Self::Busy { .. } => 8,
             Self::Unavailable(_) => 9,
             Self::Internal(_) => 10,
+            Self::ValueTooLarge { .. } => 11,
         };
         Self::CODES.get(index).copied().unwrap_or(("internal", 500))
+    }
+
+    /// The work ended by a bug; the panic itself is in the server's log.
+    pub(crate) fn panicked() -> Self {
+        internal("panic")
+    }
+
+    /// The work ended without saying so, as it does when the server stops.
+    pub(crate) fn cut_off() -> Self {
+        Self::Unavailable("the query was cut off because the server is stopping".to_owned())
     }
 }
 
@@ -100,7 +122,14 @@ fn clean(text: &str) -> String {
 impl From<DataFusionError> for QueryError {
     fn from(e: DataFusionError) -> Self {
         match e.find_root() {
-            DataFusionError::SQL(e, _) => Self::Syntax(clean(&e.to_string())),
+            DataFusionError::SQL(e, _) => match e.as_ref() {
+                ParserError::RecursionLimitExceeded => {
+                    Self::TooComplex("it nests too deeply".to_owned())
+                }
+                ParserError::ParserError(text) | ParserError::TokenizerError(text) => {
+                    Self::Syntax(clean(text))
+                }
+            },
             DataFusionError::SchemaError(e, _) => Self::Unknown(clean(&e.to_string())),
             DataFusionError::ResourcesExhausted(_) => Self::Memory,
             DataFusionError::Plan(text) if text.contains("not found") => Self::Unknown(clean(text)),
@@ -141,4 +170,71 @@ fn internal(detail: &str) -> QueryError {
 
 fn crc_of(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::fixture::World;
+
+    #[test]
+    fn every_error_has_a_code_of_its_own() {
+        let text = || "x".to_owned();
+        let all = [
+            QueryError::Syntax(text()),
+            QueryError::NotAllowed(text()),
+            QueryError::Unknown(text()),
+            QueryError::TooComplex(text()),
+            QueryError::Params(text()),
+            QueryError::Invalid(text()),
+            QueryError::Timeout { seconds: 1 },
+            QueryError::Memory,
+            QueryError::Busy { running: 1, queued: 1 },
+            QueryError::Unavailable(text()),
+            QueryError::Internal(text()),
+            QueryError::ValueTooLarge { function: text(), mebibytes: 1 },
+        ];
+        let codes: BTreeSet<&str> = all.iter().map(|e| e.code().0).collect();
+        assert_eq!(codes.len(), QueryError::CODES.len());
+        assert_eq!(all.len(), codes.len());
+    }
+
+    #[test]
+    fn what_datafusion_says_becomes_a_stable_code() {
+        let world = World::sample();
+        for (sql, code) in [
+            ("SELECT 1", "ok"),
+            ("SELEC 1", "sql_syntax"),
+            ("", "sql_syntax"),
+            ("DROP TABLE cpu", "sql_not_allowed"),
+            ("SELECT * FROM nowhere", "sql_unknown_name"),
+            ("SELECT * FROM nowhere.cpu", "sql_unknown_name"),
+            ("SELECT nothing FROM cpu", "sql_unknown_name"),
+            ("SELECT nothing(1)", "sql_unknown_name"),
+            ("SELECT $1", "sql_params"),
+            ("SELECT sum(host) FROM cpu", "sql_invalid"),
+            ("SELECT 1 / 0", "sql_invalid"),
+            ("SELECT CAST('x' AS INT)", "sql_invalid"),
+            ("SELECT host FROM cpu GROUP BY region", "sql_invalid"),
+            ("SELECT host FROM cpu a JOIN cpu b ON true", "sql_invalid"),
+            ("SELECT repeat('x', 1000000000)", "query_value_too_large"),
+        ] {
+            assert_eq!(world.code(sql), code, "{sql}: {:?}", world.ask(sql).err());
+        }
+    }
+
+    #[test]
+    fn a_message_is_one_line_and_names_nothing_inside() {
+        let world = World::sample();
+        for sql in ["SELECT * FROM nowhere", "SELECT nothing FROM cpu", "SELECT sum(host) FROM cpu"]
+        {
+            let message = world.ask(sql).unwrap_err().to_string();
+            assert!(!message.contains('\n') && message.len() < 500, "{message}");
+            for inside in ["millrace.", "DataFusion", "datafusion", ".rs"] {
+                assert!(!message.contains(inside), "{message}");
+            }
+        }
+    }
 }

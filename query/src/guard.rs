@@ -1,50 +1,35 @@
 //! What is refused before planning: size, depth and kind of a statement.
 //!
-//! Owns: the limits on SQL text and the list of statements that may run. Runs before the parser
-//! (tokens) and before the planner (syntax tree), because 4 kB of flat SQL once aborted a process.
+//! Owns: the order of the checks. Text size, then tokens (before the recursive parser), then the
+//! kind of statement, then its syntax tree with every common table expression counted as often as
+//! it will be expanded. 4 kB of flat SQL once aborted a process, and thirty chained expressions of
+//! 40 bytes each plan for ever, so both are counted here, where counting is cheap.
 //! Never: trusts a later stage to refuse.
+
+mod statement;
+mod tokens;
+mod tree;
 
 use datafusion::sql::{
     parser::{DFParserBuilder, Statement},
-    sqlparser::{
-        ast::{Query, SetExpr, Statement as Sql},
-        dialect::PostgreSqlDialect,
-        keywords::Keyword,
-        tokenizer::{Token, Tokenizer},
-    },
+    sqlparser::dialect::PostgreSqlDialect,
 };
 
 use crate::error::QueryError;
 
 /// Bytes of SQL text.
-const SQL_BYTES_MAX: usize = 256 * 1024;
-/// Tokens that are not white space.
-const TOKENS_MAX: usize = 50_000;
-/// Operators (AND, OR, arithmetic, comparison, concatenation).
-const OPERATORS_MAX: usize = 500;
-/// Nesting of parentheses and brackets.
-const DEPTH_MAX: usize = 48;
-/// Joins and commas in FROM are counted as keywords JOIN here; cross joins by comma are bounded
-/// by the operator and token limits and by time.
-const JOINS_MAX: usize = 64;
-/// UNION, INTERSECT, EXCEPT.
-const SETS_MAX: usize = 100;
-/// Bytes of one literal.
-const LITERAL_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const SQL_BYTES_MAX: usize = 256 * 1024;
 
 /// Parses one allowed statement.
 pub(crate) fn parse(sql: &str) -> Result<Statement, QueryError> {
     if sql.len() > SQL_BYTES_MAX {
-        return Err(QueryError::TooComplex(format!(
-            "{} bytes of SQL, the limit is {SQL_BYTES_MAX}",
-            sql.len()
-        )));
+        return Err(over("bytes of SQL", SQL_BYTES_MAX));
     }
-    check_tokens(sql)?;
+    tokens::check(sql)?;
     let dialect = PostgreSqlDialect {};
     let mut statements = DFParserBuilder::new(sql)
         .with_dialect(&dialect)
-        .with_recursion_limit(DEPTH_MAX)
+        .with_recursion_limit(tokens::DEPTH_MAX)
         .build()
         .and_then(|mut p| p.parse_statements())
         .map_err(QueryError::from)?;
@@ -53,138 +38,139 @@ pub(crate) fn parse(sql: &str) -> Result<Statement, QueryError> {
     if !statements.is_empty() {
         return Err(QueryError::NotAllowed("more than one statement".into()));
     }
-    allow(&statement)?;
+    statement::allow(&statement)?;
     Ok(statement)
 }
 
-fn check_tokens(sql: &str) -> Result<(), QueryError> {
-    let dialect = PostgreSqlDialect {};
-    let tokens =
-        Tokenizer::new(&dialect, sql).tokenize().map_err(|e| QueryError::Syntax(e.to_string()))?;
-    let (mut count, mut operators, mut depth, mut joins, mut sets) = (0, 0, 0usize, 0, 0);
-    let over =
-        |what: &str, limit: usize| Err(QueryError::TooComplex(format!("more than {limit} {what}")));
-    for token in &tokens {
-        match token {
-            Token::Whitespace(_) => continue,
-            Token::LParen | Token::LBracket | Token::LBrace => depth += 1,
-            Token::RParen | Token::RBracket | Token::RBrace => depth = depth.saturating_sub(1),
-            Token::Plus
-            | Token::Minus
-            | Token::Mul
-            | Token::Div
-            | Token::Mod
-            | Token::Eq
-            | Token::Neq
-            | Token::Lt
-            | Token::Gt
-            | Token::LtEq
-            | Token::GtEq
-            | Token::StringConcat
-            | Token::DoubleEq
-            | Token::Pipe
-            | Token::Ampersand
-            | Token::Caret
-            | Token::Tilde
-            | Token::Colon
-            | Token::DoubleColon => operators += 1,
-            Token::Word(word) => match word.keyword {
-                Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::LIKE | Keyword::IS => {
-                    operators += 1;
-                }
-                Keyword::CASE => depth += 1,
-                Keyword::END => depth = depth.saturating_sub(1),
-                Keyword::JOIN => joins += 1,
-                Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT => sets += 1,
-                _ => {}
-            },
-            Token::SingleQuotedString(s)
-            | Token::DoubleQuotedString(s)
-            | Token::NationalStringLiteral(s)
-            | Token::HexStringLiteral(s)
-            | Token::EscapedStringLiteral(s)
-                if s.len() > LITERAL_BYTES_MAX =>
-            {
-                return over("bytes in one literal", LITERAL_BYTES_MAX);
-            }
-            _ => {}
-        }
-        count += 1;
-        if count > TOKENS_MAX {
-            return over("tokens", TOKENS_MAX);
-        }
-        if depth > DEPTH_MAX {
-            return over("levels of nesting", DEPTH_MAX);
-        }
-        if operators > OPERATORS_MAX {
-            return over("operators", OPERATORS_MAX);
-        }
-        if joins > JOINS_MAX {
-            return over("joins", JOINS_MAX);
-        }
-        if sets > SETS_MAX {
-            return over("UNION, INTERSECT and EXCEPT", SETS_MAX);
-        }
-    }
-    Ok(())
+/// The refusal of a count over its limit.
+fn over(what: &str, limit: usize) -> QueryError {
+    QueryError::TooComplex(format!("more than {limit} {what}"))
 }
 
-fn allow(statement: &Statement) -> Result<(), QueryError> {
-    match statement {
-        Statement::Statement(sql) => allow_sql(sql),
-        Statement::Explain(explain) => match explain.statement.as_ref() {
-            Statement::Statement(sql) => match sql.as_ref() {
-                Sql::Query(query) => allow_query(query),
-                other => Err(refused(&other.to_string())),
-            },
-            other => Err(refused(&other.to_string())),
-        },
-        other => Err(refused(&other.to_string())),
-    }
-}
-
-fn allow_sql(sql: &Sql) -> Result<(), QueryError> {
-    match sql {
-        Sql::Query(query) => allow_query(query),
-        Sql::ShowTables { .. } | Sql::ShowColumns { .. } | Sql::ExplainTable { .. } => Ok(()),
-        Sql::Explain { statement, .. } => match statement.as_ref() {
-            Sql::Query(query) => allow_query(query),
-            other => Err(refused(&other.to_string())),
-        },
-        other => Err(refused(&other.to_string())),
-    }
-}
-
-fn allow_query(query: &Query) -> Result<(), QueryError> {
-    if !query.locks.is_empty() {
-        return Err(refused("SELECT ... FOR UPDATE"));
-    }
-    if let Some(with) = &query.with {
-        if with.recursive {
-            return Err(refused("WITH RECURSIVE"));
-        }
-        for cte in &with.cte_tables {
-            allow_query(&cte.query)?;
-        }
-    }
-    allow_body(&query.body)
-}
-
-fn allow_body(body: &SetExpr) -> Result<(), QueryError> {
-    match body {
-        SetExpr::Select(select) if select.into.is_some() => Err(refused("SELECT INTO")),
-        SetExpr::Select(_) | SetExpr::Values(_) | SetExpr::Table(_) => Ok(()),
-        SetExpr::Query(query) => allow_query(query),
-        SetExpr::SetOperation { left, right, .. } => {
-            allow_body(left)?;
-            allow_body(right)
-        }
-        other => Err(refused(&other.to_string())),
-    }
-}
-
-/// The first words of what was refused.
+/// The refusal of a statement or clause; says its first words only.
 fn refused(text: &str) -> QueryError {
     let words: Vec<&str> = text.split_whitespace().take(3).collect();
-    QueryError::NotAllowed(format!("{} ...", words.join(" ").chars().take(60).collect::<String>()))
+    QueryError::NotAllowed(words.join(" ").chars().take(60).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(sql: &str, expected: &str) {
+        let shown: String = sql.chars().take(100).collect();
+        let got = parse(sql);
+        let detail = got.as_ref().map_or_else(ToString::to_string, |_| String::new());
+        assert_eq!(got.map_or_else(|e| e.code().0, |_| "ok"), expected, "{shown}: {detail}");
+    }
+
+    #[test]
+    fn statements_that_only_read_are_allowed() {
+        for sql in [
+            "SELECT 1",
+            "select * from t where a = 1 order by b limit 3",
+            "WITH a AS (SELECT 1 AS x) SELECT * FROM a",
+            "VALUES (1), (2)",
+            "(SELECT 1) UNION ALL (SELECT 2)",
+            "EXPLAIN SELECT 1",
+            "EXPLAIN ANALYZE SELECT 1",
+            "SHOW TABLES",
+            "SHOW COLUMNS FROM t",
+            "DESCRIBE t",
+            "SELECT count(*) FROM a JOIN b ON a.x = b.x",
+            "SELECT 1;",
+        ] {
+            check(sql, "ok");
+        }
+    }
+
+    #[test]
+    fn statements_that_change_or_reach_outside_are_named_and_refused() {
+        for sql in [
+            "INSERT INTO t VALUES (1)",
+            "UPDATE t SET a = 1",
+            "DELETE FROM t",
+            "DROP TABLE t",
+            "SET a = 1",
+            "COPY t TO 'x'",
+            "EXPLAIN ANALYZE COPY t TO 'x'",
+            "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION 'x'",
+            "SELECT 1; SELECT 2",
+            "SELECT * INTO u FROM t",
+            "SELECT * FROM t FOR UPDATE",
+            "SELECT * FROM (SELECT * FROM t FOR SHARE) s",
+            "WITH RECURSIVE r AS (SELECT 1 UNION ALL SELECT * FROM r) SELECT * FROM r",
+            "SELECT (WITH RECURSIVE r AS (SELECT 1) SELECT * FROM r)",
+            "SELECT * FROM unnest([1])",
+            "SELECT unnest([1])",
+        ] {
+            check(sql, "sql_not_allowed");
+        }
+    }
+
+    #[test]
+    fn every_limit_lets_its_own_number_pass_and_the_next_one_not() {
+        let sum = |n: usize| format!("SELECT {}1", "1 + ".repeat(n));
+        check(&sum(500), "ok");
+        check(&sum(501), "sql_too_complex");
+        let nested = |n: usize| format!("SELECT {}1{}", "(".repeat(n), ")".repeat(n));
+        check(&nested(20), "ok");
+        check(&nested(49), "sql_too_complex");
+        let unions = |n: usize| format!("SELECT 1{}", " UNION ALL SELECT 1".repeat(n));
+        check(&unions(40), "ok");
+        check(&unions(101), "sql_too_complex");
+        let comma = |n: usize| format!("SELECT 1 FROM t{}", ", t".repeat(n - 1));
+        check(&comma(64), "ok");
+        check(&comma(65), "sql_too_complex");
+        let text = |n: usize| format!("SELECT '{}'", "x".repeat(n));
+        check(&text(64 * 1024), "ok");
+        check(&text(64 * 1024 + 1), "sql_too_complex");
+        check(&format!("SELECT 1 {}", " ".repeat(SQL_BYTES_MAX)), "sql_too_complex");
+        check("SELECT a, count(*) FROM t GROUP BY CUBE (a, b, c, d, e, f, g)", "ok");
+        check(
+            "SELECT a, count(*) FROM t GROUP BY CUBE (a, b, c, d, e, f, g, h)",
+            "sql_too_complex",
+        );
+    }
+
+    #[test]
+    fn chains_that_nest_without_brackets_are_counted_too() {
+        for link in ["::int", " IN (1)", "[1]", " IS NULL", " COLLATE c", " AT TIME ZONE 'UTC'"] {
+            check(&format!("SELECT a{} FROM t", link.repeat(600)), "sql_too_complex");
+        }
+        check(&format!("SELECT {} a FROM t", "NOT ".repeat(600)), "sql_too_complex");
+        check(&format!("SELECT {} 1", "- ".repeat(600)), "sql_too_complex");
+    }
+
+    #[test]
+    fn a_common_table_expression_counts_as_often_as_it_is_used() {
+        let doubling = |levels: usize| {
+            let mut sql = "WITH c0 AS (SELECT 1 AS x)".to_owned();
+            for n in 1..=levels {
+                sql.push_str(&format!(", c{n} AS (SELECT a.x FROM c{0} a, c{0} b)", n - 1));
+            }
+            format!("{sql} SELECT * FROM c{levels}")
+        };
+        check(&doubling(4), "ok");
+        check(&doubling(6), "sql_too_complex");
+        check(&doubling(60), "sql_too_complex");
+        // The inner name hides the outer one, whatever its case.
+        check("WITH A AS (SELECT 1) SELECT * FROM (WITH a AS (SELECT 2) SELECT * FROM A) s", "ok");
+    }
+
+    #[test]
+    fn arrays_of_a_fixed_size_are_bounded_however_they_are_nested() {
+        check("SELECT CAST(NULL AS INT[16])", "ok");
+        check("SELECT CAST(NULL AS INT[2000000000])", "sql_too_complex");
+        check("SELECT CAST(NULL AS INT[1000][1000])", "sql_too_complex");
+        check("SELECT TRY_CAST(NULL AS INT[5000])", "sql_too_complex");
+    }
+
+    #[test]
+    fn the_refusal_says_what_and_where_the_limit_is() {
+        let e = parse(&format!("SELECT {}1", "1 + ".repeat(501))).unwrap_err();
+        assert_eq!(e.to_string(), "the query is too large: more than 500 operators");
+        let e = parse("DROP TABLE cpu CASCADE").unwrap_err();
+        assert!(e.to_string().starts_with("this statement is not allowed: DROP TABLE cpu;"), "{e}");
+    }
 }

@@ -6,13 +6,23 @@
 //! Never: sees another tenant's catalogue; registers a file or network store; spills plaintext
 //! (spilling is off).
 
+mod admission;
 mod engine;
 mod error;
+#[cfg(test)]
+mod fixture;
+mod functions;
 mod guard;
+#[cfg(test)]
+mod hostile;
+mod interrupt;
+mod listing;
 mod params;
+mod pool;
 mod provider;
 mod prune;
 pub mod result;
+mod scan;
 mod session;
 
 pub use engine::{QueryAnswer, QueryEngine, QueryLimits};

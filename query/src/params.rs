@@ -1,8 +1,8 @@
 //! Query parameters: bound as values, never pasted into text.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use datafusion::{common::ParamValues, scalar::ScalarValue};
+use datafusion::{common::ParamValues, logical_expr::LogicalPlan, scalar::ScalarValue};
 use serde_json::Value;
 
 use crate::error::QueryError;
@@ -33,25 +33,36 @@ impl Params {
         }
     }
 
-    pub(crate) fn bind(&self) -> Result<Option<ParamValues>, QueryError> {
-        match self {
-            Self::None => Ok(None),
-            Self::List(values) => {
-                let values: Result<Vec<ScalarValue>, _> = values.iter().map(scalar).collect();
-                Ok(Some(ParamValues::from(values?)))
-            }
-            Self::Named(map) => {
-                #[expect(
-                    clippy::disallowed_types,
-                    reason = "DataFusion's parameter map is a std one"
-                )]
-                let mut out = std::collections::HashMap::new();
-                for (name, value) in map {
-                    out.insert(name.trim_start_matches('$').to_owned(), scalar(value)?);
-                }
-                Ok(Some(ParamValues::from(out)))
-            }
+    /// Puts the values in the places of a plan; every place has a value and every value a place.
+    pub(crate) fn bind(self, plan: LogicalPlan) -> Result<LogicalPlan, QueryError> {
+        let places: BTreeSet<String> =
+            plan.get_parameter_names()?.iter().map(|p| p.trim_start_matches('$').into()).collect();
+        let values = self.named()?;
+        if let Some(missing) = places.iter().find(|p| !values.contains_key(*p)) {
+            return Err(QueryError::Params(format!("`${missing}` has no value")));
         }
+        if let Some(extra) = values.keys().find(|v| !places.contains(*v)) {
+            return Err(QueryError::Params(format!(
+                "there is a value for `${extra}`, which the statement does not use"
+            )));
+        }
+        if places.is_empty() {
+            return Ok(plan);
+        }
+        let values: Vec<(String, ScalarValue)> = values.into_iter().collect();
+        Ok(plan.with_param_values(ParamValues::from(values))?)
+    }
+
+    /// All values by name; positions are the names `1`, `2` …
+    fn named(self) -> Result<BTreeMap<String, ScalarValue>, QueryError> {
+        let named: BTreeMap<String, Value> = match self {
+            Self::None => BTreeMap::new(),
+            Self::List(values) => (1u32..).map(|n| n.to_string()).zip(values).collect(),
+            Self::Named(map) => {
+                map.into_iter().map(|(n, v)| (n.trim_start_matches('$').to_owned(), v)).collect()
+            }
+        };
+        named.into_iter().map(|(name, value)| Ok((name, scalar(&value)?))).collect()
     }
 }
 
@@ -83,5 +94,98 @@ fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Format, fixture::World};
+
+    fn ask(world: &World, sql: &str, params: Value) -> Result<String, QueryError> {
+        let bytes = world.bytes(sql, Params::from_json(params)?, Format::JsonLines)?;
+        Ok(String::from_utf8(bytes).unwrap().trim_end().to_owned())
+    }
+
+    fn check(world: &World, sql: &str, params: Value, expected: &str) {
+        let got = ask(world, sql, params).unwrap_or_else(|e| format!("{}: {e}", e.code().0));
+        assert_eq!(got, expected, "{sql}");
+    }
+
+    #[test]
+    fn values_are_bound_by_place_and_by_name() {
+        let world = World::sample();
+        let count = "SELECT count(*) AS n FROM cpu WHERE host =";
+        check(&world, &format!("{count} $1"), json!(["h1"]), r#"{"n":3}"#);
+        check(&world, &format!("{count} $host"), json!({ "host": "h1" }), r#"{"n":3}"#);
+        check(&world, &format!("{count} $host"), json!({ "$host": "h1" }), r#"{"n":3}"#);
+        check(&world, "SELECT $2 - $1 AS n", json!([1, 10]), r#"{"n":9}"#);
+        check(
+            &world,
+            "SELECT count(*) AS n FROM cpu WHERE time >= $from AND n > $least LIMIT $rows",
+            json!({ "from": "2026-01-01T00:01:00Z", "least": 4, "rows": 1 }),
+            r#"{"n":2}"#,
+        );
+    }
+
+    #[test]
+    fn a_value_is_never_read_as_sql() {
+        let world = World::sample();
+        for hostile in ["h1' OR '1'='1", "h1'; DROP TABLE cpu; --", "$1", "\\", "host", "\0"] {
+            let sql = "SELECT count(*) AS n FROM cpu WHERE host = $1";
+            check(&world, sql, json!([hostile]), r#"{"n":0}"#);
+            let sql = "SELECT $1 AS v";
+            check(&world, sql, json!([hostile]), &json!({ "v": hostile }).to_string());
+        }
+    }
+
+    #[test]
+    fn json_types_become_sql_types() {
+        let world = World::sample();
+        let sql = "SELECT arrow_typeof($1) AS t";
+        for (value, name) in [
+            (json!("x"), "Utf8"),
+            (json!(true), "Boolean"),
+            (json!(-1), "Int64"),
+            (json!(u64::MAX), "UInt64"),
+            (json!(1.5), "Float64"),
+            (Value::Null, "Null"),
+        ] {
+            check(&world, sql, json!([value]), &json!({ "t": name }).to_string());
+        }
+    }
+
+    #[test]
+    fn missing_extra_and_foreign_values_are_named() {
+        let world = World::sample();
+        for (sql, params, message) in [
+            ("SELECT $1 + $2", json!([1]), "`$2` has no value"),
+            ("SELECT $a", json!({}), "`$a` has no value"),
+            ("SELECT $a", Value::Null, "`$a` has no value"),
+            ("SELECT 1", json!([1]), "there is a value for `$1`, which the statement does not use"),
+            (
+                "SELECT $a",
+                json!({ "a": 1, "b": 2 }),
+                "there is a value for `$b`, which the statement does not use",
+            ),
+            (
+                "SELECT $1",
+                json!([[1]]),
+                "a value must be null, a boolean, a number or a string, not an array",
+            ),
+            ("SELECT 1", json!("x"), "expected a JSON array or object, not a string"),
+        ] {
+            check(&world, sql, params, &format!("sql_params: parameters: {message}"));
+        }
+    }
+
+    #[test]
+    fn a_value_in_a_subquery_is_bound_too() {
+        let world = World::sample();
+        let sql = "SELECT (SELECT max(n) FROM cpu WHERE host = $1) AS n";
+        check(&world, sql, json!(["h2"]), r#"{"n":6}"#);
+        check(&world, sql, Value::Null, "sql_params: parameters: `$1` has no value");
     }
 }

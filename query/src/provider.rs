@@ -3,7 +3,7 @@
 //! Owns: the column order (tags, `time`, fields), pushdown of projection, filters and limit.
 //! Never: blocks the writer; reads another tenant's file.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::{
@@ -11,20 +11,15 @@ use datafusion::{
     catalog::{Session, TableProvider},
     datasource::TableType,
     error::{DataFusionError, Result},
-    execution::{SendableRecordBatchStream, TaskContext},
     logical_expr::{Expr, TableProviderFilterPushDown},
-    physical_plan::{
-        ExecutionPlan,
-        stream::RecordBatchStreamAdapter,
-        streaming::{PartitionStream, StreamingTableExec},
-    },
+    physical_plan::ExecutionPlan,
 };
-use futures::StreamExt;
-use millrace_storage::{ColumnRef, GROUP_ROWS, Scan, ScanRequest, TableSnapshot};
+use millrace_storage::{ColumnRef, GROUP_ROWS, ScanRequest, TableSnapshot};
 
 use crate::{
     error::QueryError,
     prune::{self, Kind},
+    scan::TelemetryScanExec,
 };
 
 /// See the module head.
@@ -87,27 +82,14 @@ impl TableProvider for SnapshotTable {
             group_rows: GROUP_ROWS,
             limit,
         };
+        let time = request.time.clone();
         let scan = self.table.scan(request).await.map_err(read_error)?;
-        let scan = Arc::new(scan);
-        let partitions: Vec<Arc<dyn PartitionStream>> = (0..scan.partitions())
-            .map(|partition| {
-                Arc::new(Partition { scan: Arc::clone(&scan), partition })
-                    as Arc<dyn PartitionStream>
-            })
-            .collect();
-        let exec = StreamingTableExec::try_new(
-            Arc::clone(&scan.schema),
-            partitions,
-            None,
-            [],
-            false,
-            limit,
-        )?;
-        Ok(Arc::new(exec))
+        Ok(Arc::new(TelemetryScanExec::new(&self.table.schema.name, time, limit, scan)))
     }
 }
 
-fn read_error(e: millrace_storage::ReadError) -> DataFusionError {
+/// A reader's error as a query's: what the operator should know goes to the log.
+pub(crate) fn read_error(e: millrace_storage::ReadError) -> DataFusionError {
     use millrace_storage::ReadError;
     let error = match e {
         ReadError::TenantGone => QueryError::Unavailable(e.to_string()),
@@ -120,38 +102,4 @@ fn read_error(e: millrace_storage::ReadError) -> DataFusionError {
         }
     };
     DataFusionError::External(Box::new(error))
-}
-
-struct Partition {
-    scan: Arc<Scan>,
-    partition: usize,
-}
-
-impl fmt::Debug for Partition {
-    /// Shown by EXPLAIN: what pruning left.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let s = &self.scan.stats;
-        write!(
-            f,
-            "partition {}: files {}/{}/{} (read/in range/all), series {}/{}, rows <= {}",
-            self.partition,
-            s.files_read,
-            s.files_in_range,
-            s.files,
-            s.series_read,
-            s.series,
-            s.rows
-        )
-    }
-}
-
-impl PartitionStream for Partition {
-    fn schema(&self) -> &SchemaRef {
-        &self.scan.schema
-    }
-
-    fn execute(&self, _ctx: Arc<TaskContext>) -> SendableRecordBatchStream {
-        let stream = self.scan.stream(self.partition).map(|batch| batch.map_err(read_error));
-        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.scan.schema), stream))
-    }
 }

@@ -5,83 +5,90 @@
 use std::sync::Arc;
 
 use datafusion::{
-    catalog::{CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider},
+    catalog::{
+        CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
+        MemorySchemaProvider, SchemaProvider, information_schema::INFORMATION_SCHEMA,
+    },
     error::Result,
     execution::{
-        SessionStateBuilder,
+        FunctionRegistry, SessionStateBuilder, SessionStateDefaults,
         disk_manager::{DiskManagerBuilder, DiskManagerMode},
-        memory_pool::{FairSpillPool, TrackConsumersPool},
-        object_store::DefaultObjectStoreRegistry,
-        runtime_env::RuntimeEnvBuilder,
+        object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry},
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
     prelude::{SessionConfig, SessionContext},
 };
 use millrace_storage::TenantSnapshot;
 
-use crate::{engine::QueryLimits, provider::SnapshotTable};
+use crate::{
+    engine::QueryLimits,
+    functions::{self, Operators, Stop},
+    interrupt::Interruptible,
+    listing::Listing,
+    pool::{QueryMemory, SharedMemory},
+    provider::SnapshotTable,
+};
 
-/// Functions that can make a value of any size from a few bytes of SQL, or that tell about the
-/// host. They are not registered, so that a query that names them is an unknown function.
-const LEFT_OUT: &[&str] = &[
-    "repeat",
-    "lpad",
-    "rpad",
-    "range",
-    "generate_series",
-    "gen_series",
-    "array_repeat",
-    "list_repeat",
-    "array_resize",
-    "list_resize",
-    "array_pad",
-    "list_pad",
-    "arrow_metadata",
-    "getdate",
-];
-
-/// Aggregates that collect unbounded values are bounded by the memory pool and stay.
 /// The name of the one catalogue.
-const CATALOG: &str = "millrace";
+pub(crate) const CATALOG: &str = "millrace";
+
+/// What a query runs within.
+pub(crate) struct Bounds<'a> {
+    pub(crate) limits: &'a QueryLimits,
+    pub(crate) memory: &'a SharedMemory,
+    pub(crate) stop: &'a Stop,
+}
 
 /// A context that sees `snapshot` and nothing else.
 pub(crate) fn open(
     snapshot: &TenantSnapshot,
     database: &str,
-    limits: &QueryLimits,
+    bounds: &Bounds<'_>,
 ) -> Result<SessionContext> {
+    let catalogs: Arc<dyn CatalogProviderList> = Arc::new(MemoryCatalogProviderList::new());
+    let catalog = catalog(snapshot, database)?;
+    let listing = Arc::new(Listing::new(Arc::clone(&catalogs)));
+    catalog.register_schema(INFORMATION_SCHEMA, listing)?;
+    catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
+    // DataFusion's own information schema also shows its settings; ours is registered above.
     let config = SessionConfig::new()
-        .with_information_schema(true)
+        .with_information_schema(false)
         .with_default_catalog_and_schema(CATALOG, database)
         .with_create_default_catalog_and_schema(false)
-        .with_target_partitions(limits.partitions)
+        .with_target_partitions(bounds.limits.partitions)
         .with_batch_size(8192);
-    let pool = TrackConsumersPool::new(
-        FairSpillPool::new(limits.memory_bytes),
-        std::num::NonZeroUsize::MIN,
-    );
+    let mut state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(runtime(bounds)?)
+        .with_catalog_list(catalogs)
+        .with_expr_planners(SessionStateDefaults::default_expr_planners())
+        .with_scalar_functions(functions::scalars(bounds.stop))
+        .with_aggregate_functions(functions::aggregates())
+        .with_window_functions(SessionStateDefaults::default_window_functions())
+        .with_table_function_list(functions::tables())
+        .with_physical_optimizer_rule(Arc::new(Interruptible(bounds.stop.clone())))
+        .build();
+    state.register_function_rewrite(Arc::new(Operators::new(bounds.stop)))?;
+    Ok(SessionContext::new_with_state(state))
+}
+
+fn runtime(bounds: &Bounds<'_>) -> Result<Arc<RuntimeEnv>> {
+    let pool = QueryMemory::new(bounds.limits.memory_bytes, bounds.memory.clone());
     let registry = DefaultObjectStoreRegistry::new();
-    use datafusion::execution::object_store::ObjectStoreRegistry;
     // The default registry knows the local file system; nothing here may.
-    if let Ok(url) = url_of_files() {
+    if let Ok(url) = url::Url::parse("file://") {
         drop(registry.deregister_store(&url));
     }
-    let runtime = RuntimeEnvBuilder::new()
+    RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(pool))
         .with_object_store_registry(Arc::new(registry))
         .with_disk_manager_builder(
             DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled),
         )
-        .build_arc()?;
-    let state = SessionStateBuilder::new_with_default_features()
-        .with_config(config)
-        .with_runtime_env(runtime)
-        .with_table_factories(Default::default())
-        .build();
-    let context = SessionContext::new_with_state(state);
-    for name in LEFT_OUT {
-        context.deregister_udf(name);
-        context.deregister_udtf(name);
-    }
+        .build_arc()
+}
+
+fn catalog(snapshot: &TenantSnapshot, database: &str) -> Result<MemoryCatalogProvider> {
     let catalog = MemoryCatalogProvider::new();
     for (name, tables) in &snapshot.databases {
         let schema = MemorySchemaProvider::new();
@@ -95,10 +102,5 @@ pub(crate) fn open(
         // A database that was never written to is empty, not an error.
         catalog.register_schema(database, Arc::new(MemorySchemaProvider::new()))?;
     }
-    context.register_catalog(CATALOG, Arc::new(catalog));
-    Ok(context)
-}
-
-fn url_of_files() -> std::result::Result<url::Url, url::ParseError> {
-    url::Url::parse("file://")
+    Ok(catalog)
 }
