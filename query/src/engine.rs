@@ -318,3 +318,6 @@ impl Reader {
         item
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use millrace_protocol::{
     ids::TenantId,
     line::{self, LineOptions, Precision},
 };
-use millrace_storage::{Engine, EngineConfig, EngineLimits, Origin, TableSnapshot, WriteRequest};
+use millrace_storage::{Engine, EngineConfig, EngineLimits, Origin, WriteRequest};
 
 use crate::{Format, Params, QueryEngine, QueryError, QueryLimits, result};
 
@@ -142,11 +142,6 @@ impl World {
 
     pub(crate) fn flush(&self) {
         self.runtime.block_on(self.storage.flush()).unwrap();
-    }
-
-    pub(crate) fn table(&self, name: &str) -> Arc<TableSnapshot> {
-        let snapshot = self.storage.snapshot(TENANT).unwrap();
-        Arc::clone(&snapshot.databases["default"][name])
     }
 
     pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {

@@ -7,6 +7,8 @@
 //! (spilling is off).
 
 mod admission;
+#[cfg(test)]
+mod documented;
 mod engine;
 mod error;
 #[cfg(test)]

@@ -177,7 +177,6 @@ fn series_batch(table: &TableSnapshot) -> Result<RecordBatch> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
     use crate::fixture::{MINUTE_NS, NEW_YEAR_NS, TENANT, World};
 
     const HOSTS: i64 = 4;

@@ -100,32 +100,25 @@ pub(super) fn bounds(growth: Growth, args: &[ColumnarValue], rows: usize) -> Res
 
 fn bound(growth: Growth, args: &[Argument], row: usize) -> u64 {
     let sum: u64 = args.iter().map(|a| a.bytes(row)).fold(0, u64::saturating_add);
-    let bytes = |at: usize| args.get(at).map_or(0, |a| a.bytes(row));
+    // A text's own bytes, without its place in the array.
+    let text = |at: usize| args.get(at).map_or(0, |a| a.bytes(row) - measure::SLOT);
     let number = || args.get(1).map_or(0, |a| a.number(row));
-    match growth {
-        Growth::Sum => sum.saturating_mul(4),
-        Growth::Repeated => bytes(0).saturating_mul(number()),
-        Growth::Padded => number().saturating_mul(4).saturating_add(sum),
-        // The searched text counts with its slot, so an empty one counts as 16 bytes; DataFusion
-        // returns the text unchanged for it.
-        Growth::Replaced => {
-            let searched = bytes(1).saturating_sub(measure::SLOT).max(1);
-            sum.saturating_add((bytes(0) / searched + 1).saturating_mul(bytes(2)))
-        }
-        Growth::ReplacedByPattern => {
-            sum.saturating_add(bytes(0).saturating_add(1).saturating_mul(bytes(2)))
-        }
-        Growth::Separated => sum.saturating_add(bytes(0).saturating_mul(args.len() as u64)),
+    let made = match growth {
+        Growth::Sum => sum.saturating_mul(3),
+        Growth::Repeated => text(0).saturating_mul(number()),
+        Growth::Padded => number().saturating_mul(4),
+        // DataFusion returns the text unchanged if the searched one is empty.
+        Growth::Replaced => (text(0) / text(1).max(1) + 1).saturating_mul(text(2)),
+        Growth::ReplacedByPattern => (text(0) + 1).saturating_mul(text(2)),
+        Growth::Separated => text(0).saturating_mul(args.len() as u64),
         Growth::Joined => {
             let elements = args.first().map_or(0, |a| a.leaves(row));
-            let between = bytes(1).saturating_add(bytes(2)).saturating_add(32);
-            sum.saturating_add(elements.saturating_mul(between))
+            elements.saturating_mul(text(1) + text(2) + 32)
         }
         Growth::Format => sum.saturating_mul(20),
-        Growth::Pattern => {
-            let varies = args.get(1).is_some_and(|a| !a.constant);
-            if varies { PATTERN_ROW } else { sum }
-        }
-        Growth::Table => bytes(0).saturating_mul(bytes(1)),
-    }
+        Growth::Pattern if args.get(1).is_some_and(|a| !a.constant) => PATTERN_ROW,
+        Growth::Pattern => 0,
+        Growth::Table => text(0).saturating_mul(text(1)),
+    };
+    sum.saturating_add(made)
 }

@@ -170,3 +170,6 @@ impl Encoder {
         Ok(self.out.take())
     }
 }
+
+#[cfg(test)]
+mod tests;
