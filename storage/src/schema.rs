@@ -6,6 +6,10 @@
 use millrace_protocol::value::FieldType;
 use serde::{Deserialize, Serialize};
 
+/// Columns that column files have by themselves: no tag and no field may take their names, or a
+/// file would have two columns of one name and could not be written.
+pub(crate) const RESERVED_NAMES: [&str; 2] = ["__sid", "time"];
+
 /// A tag column.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagColumn {

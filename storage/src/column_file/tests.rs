@@ -135,7 +135,7 @@ impl Stored {
     fn read(&self) -> Result<RecordBatch, ColumnFileError> {
         let file = self.open()?;
         let rows = u32::try_from(file.directory().rows()).unwrap();
-        block_on(file.read_whole(&[0..rows], &FIELDS))
+        block_on(file.read_whole(std::slice::from_ref(&(0..rows)), &FIELDS))
     }
 }
 
@@ -227,7 +227,7 @@ fn survives(parquet: &[u8], directory: &[u8]) {
     let Ok(open) = file.open().inspect_err(|e| assert!(names_the_file(e), "{e}")) else { return };
     let rows = u32::try_from(open.directory().rows()).unwrap();
     for fields in [&FIELDS[..], &FIELDS[..1], &[]] {
-        match block_on(open.read_whole(&[0..rows], fields)) {
+        match block_on(open.read_whole(std::slice::from_ref(&(0..rows)), fields)) {
             Ok(batch) => assert_eq!(batch.num_rows(), rows as usize),
             Err(e) => assert!(names_the_file(&e), "{e}"),
         }

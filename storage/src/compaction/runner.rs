@@ -110,7 +110,8 @@ async fn read(
     let spans = input.spans.get(from..to).unwrap_or_default();
     let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return Ok(None) };
     let start = first.start;
-    let batch = input.file.read_whole(&[start..last.start + last.rows], fields).await?;
+    let rows = start..last.start + last.rows;
+    let batch = input.file.read_whole(std::slice::from_ref(&rows), fields).await?;
     let stretches = spans
         .iter()
         .map(|s| Stretch { rank: s.rank, start: (s.start - start) as usize, rows: s.rows as usize })

@@ -14,7 +14,7 @@ use millrace_protocol::{
 use crate::{
     limits::EngineLimits,
     memtable::chunk::convert,
-    schema::{FieldDef, TableSchema, TagColumn},
+    schema::{FieldDef, RESERVED_NAMES, TableSchema, TagColumn},
     series::dictionary::SeriesDictionary,
 };
 
@@ -94,6 +94,16 @@ pub(crate) fn resolve(
     let mut it = present.iter();
     out.field_ids.retain(|_| it.next().copied().unwrap_or(true));
     Some(out)
+}
+
+/// Why no tag and no field of table `table` may be called `name`, if so.
+fn reserved(name: &str, table: &str) -> Option<(RefusalCode, String)> {
+    RESERVED_NAMES.contains(&name).then(|| {
+        let reason = format!(
+            "`{name}` is a column that every table has, so table `{table}` cannot have a tag or field of that name; rename it"
+        );
+        (RefusalCode::BadName, reason)
+    })
 }
 
 struct Keep {
@@ -197,6 +207,9 @@ fn new_series_problem(
     }
     let mut new_tags = 0;
     for (name, _) in key.tags() {
+        if let Some(problem) = reserved(name, &schema.name) {
+            return Some(problem);
+        }
         if let Some(field) = schema.field(name) {
             return Some((
                 RefusalCode::TypeConflict,
@@ -239,6 +252,10 @@ fn resolve_fields(
                 }
             }
         };
+        if let Some((code, reason)) = reserved(&column.name, &schema.name) {
+            refuse_all(code, reason, keep, refusals);
+            continue;
+        }
         if schema.tag(&column.name).is_some() {
             let reason = format!(
                 "`{}` is a field in this line but a tag in table `{}`; rename one of them",

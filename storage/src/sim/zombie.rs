@@ -70,7 +70,7 @@ pub fn schedule(w: &mut World) {
     let wakes = w.dice.below(60);
     for step in 0..60 {
         if step == wakes {
-            wake(&mut zombie, seed % 2 == 0, &format!("seed {seed}, step {step}"));
+            wake(&mut zombie, seed.is_multiple_of(2), &format!("seed {seed}, step {step}"));
         }
         match w.dice.below(8) {
             0 => {
