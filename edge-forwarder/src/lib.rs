@@ -5,8 +5,12 @@
 //! not durable in its queue; forgets a row that the server has not acknowledged.
 
 pub mod cli;
+mod backoff;
+mod delivery;
 mod gap;
 mod identity;
+mod intake;
+mod planted;
 mod queue;
 mod source;
 mod status;
