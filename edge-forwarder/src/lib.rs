@@ -4,8 +4,10 @@
 //! Owns: identity, queue, sources, uplink. Never: opens a listening socket; sends a row that is
 //! not durable in its queue; forgets a row that the server has not acknowledged.
 
-pub mod cli;
 mod backoff;
+pub mod cli;
+#[cfg(test)]
+mod crash;
 mod delivery;
 mod gap;
 mod identity;

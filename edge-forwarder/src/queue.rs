@@ -24,11 +24,13 @@ use millrace_crypto::key::TenantKeySource;
 use millrace_platform::{
     clock::Clock,
     disk::Disk,
+    durable,
     entropy::{Entropy, random_u64},
 };
 use millrace_protocol::ids::{DeviceId, StreamId};
 use millrace_wal::{
-    KeyRef, LogCursor, OnDamage, Options, Recovery, Scanned, TenantSegmentKeys, Wal, WalError,
+    KeyRef, LogCursor, OnDamage, Options, Recovery, Scanned, SegmentKeys, TenantSegmentKeys, Wal,
+    WalError,
 };
 
 use crate::{
@@ -60,6 +62,11 @@ pub enum QueueError {
         /// Why.
         detail: String,
     },
+    /// The room that is kept for the state is in use; rows must not take it.
+    #[error(
+        "{0}: the disk is full; free space, or wait for the server to take rows: it goes on by itself"
+    )]
+    Full(PathBuf),
     /// A group that can never be stored as it is.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
@@ -73,7 +80,11 @@ impl QueueError {
 
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Log(e) if e.is_disk_full())
+        match self {
+            Self::Log(e) => e.is_disk_full(),
+            Self::Full(_) => true,
+            Self::State { .. } | Self::NoRoom(_) => false,
+        }
     }
 }
 
@@ -166,6 +177,34 @@ impl std::fmt::Debug for Queue {
 /// A stream's name begins with its source: `source/table`.
 fn source_of(stream: &str) -> &str {
     stream.split('/').next().unwrap_or_default()
+}
+
+/// Opens the log. A last segment whose frames are whole but do not open (sealed under another key)
+/// is put aside, under a name that the log does not know; says which were.
+fn open_log(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    keys: &Arc<dyn SegmentKeys>,
+    entropy: &dyn Entropy,
+    options: &Options,
+) -> Result<(Wal, Recovery, Vec<String>), QueueError> {
+    let mut aside = Vec::new();
+    loop {
+        let opened =
+            Wal::open(Arc::clone(disk), dir, Arc::clone(keys), entropy, options.clone());
+        let damage = match opened {
+            Ok((wal, recovery)) => return Ok((wal, recovery, aside)),
+            Err(WalError::Damaged(damage)) => damage,
+            Err(e) => return Err(e.into()),
+        };
+        let name = format!("{:020}.wal", damage.segment);
+        let (from, to) = (dir.join(&name), dir.join(format!("{name}.unreadable")));
+        durable::publish(disk.as_ref(), &from, &to)
+            .map_err(|e| QueueError::State { path: from, detail: e.to_string() })?;
+        let what = format!("{damage}; the segment is kept as {name}.unreadable");
+        tracing::error!(what, "a segment of the queue does not open");
+        aside.push(what);
+    }
 }
 
 /// Where a group was put: log number, and the last number of each of its streams.
@@ -267,12 +306,15 @@ impl Queue {
             ..Options::default()
         };
         let loaded = file.load()?;
-        let segment_keys = Arc::new(TenantSegmentKeys::new(keys));
-        let (wal, recovery) = Wal::open(disk, dir, segment_keys, entropy.as_ref(), options)?;
+        let segment_keys: Arc<dyn SegmentKeys> = Arc::new(TenantSegmentKeys::new(keys));
+        let (wal, recovery, aside) =
+            open_log(&disk, dir, &segment_keys, entropy.as_ref(), &options)?;
         let fresh = || State {
             version: state::VERSION,
             epoch: random_u64(entropy.as_ref()),
             settled: recovery.first_lsn(),
+            // Ids of gaps that a lost state gave are not given again.
+            gap_id: random_u64(entropy.as_ref()) >> 8,
             through: recovery.first_lsn().saturating_sub(1),
             ..State::default()
         };
@@ -299,17 +341,23 @@ impl Queue {
             let now = clock.now_ns();
             inner.note(Gap::new("queue", Cause::StateLost, now, 0, error));
         }
+        for what in &aside {
+            inner.note(Gap::new("queue", Cause::Quarantine, clock.now_ns(), 0, what));
+        }
         let short = inner.fit(&recovery, clock.now_ns());
         let damaged = short | Self::catch_up(&mut inner, &recovery, lost.is_some())?;
-        if (damaged || lost.is_some()) && !planted(Bug::EpochKept) {
+        if (damaged || lost.is_some() || !aside.is_empty()) && !planted(Bug::EpochKept) {
             // Numbers behind the damage may have been used: only a new epoch is safe.
             inner.state.epoch = random_u64(entropy.as_ref());
         }
         inner.sendable = inner.state.lanes.iter().map(|(k, l)| (k.clone(), l.end)).collect();
         let queue = Self { wal, file, clock, sizes, inner: Mutex::new(inner) };
-        // Before the first number is used, the epoch must be durable.
-        queue.save(&mut queue.lock())?;
         queue.file.keep_reserve();
+        // Frames say their epoch themselves, so a disk that is full now is no reason not to start:
+        // delivery is what makes room.
+        if let Err(error) = queue.save(&mut queue.lock()) {
+            tracing::warn!(%error, "the queue's state could not be stored yet");
+        }
         Ok(queue)
     }
 
@@ -408,7 +456,18 @@ impl Queue {
     /// Makes groups durable under one sync, each wholly or not at all, and says for each which.
     /// A group that was not stored may be offered again: its numbers are not used.
     pub fn append(&self, groups: &[Group]) -> Vec<Result<u64, QueueError>> {
+        if !self.file.keep_reserve() {
+            return groups.iter().map(|_| Err(QueueError::Full(self.file.dir.clone()))).collect();
+        }
         let mut inner = self.lock();
+        // The first state tells a later start that this queue is not a lost one.
+        if inner.state.generation == 0
+            && let Err(e) = self.save(&mut inner)
+        {
+            let detail = e.to_string();
+            let refused = |_| Err(self.file.fail(&detail));
+            return groups.iter().map(refused).collect();
+        }
         if planted(Bug::PositionEarly) {
             for group in groups {
                 inner.stored(0, &group.source, group.position.as_deref());
@@ -472,6 +531,7 @@ impl Queue {
     }
 
     /// Whether gaps wait to become rows.
+    #[cfg(test)]
     pub fn has_gaps(&self) -> bool {
         !self.lock().state.gaps.is_empty()
     }
@@ -594,9 +654,7 @@ impl Queue {
             self.save(&mut inner)?;
             allowed
         };
-        if self.wal.trim_below(allowed)?.segments > 0 {
-            self.file.keep_reserve();
-        }
+        self.wal.trim_below(allowed)?;
         Ok(allowed < lsn && self.bytes() > self.sizes.segment)
     }
 

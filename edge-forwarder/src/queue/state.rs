@@ -10,7 +10,10 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use millrace_crypto::{
@@ -18,7 +21,7 @@ use millrace_crypto::{
     sealed_file::{open_object, seal_object},
 };
 use millrace_platform::{
-    disk::{Disk, read_file},
+    disk::{Disk, OpenMode, read_file},
     durable,
     entropy::Entropy,
 };
@@ -121,8 +124,9 @@ pub(super) struct StateFile {
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) keys: Arc<dyn TenantKeySource>,
     pub(super) owner: [u8; 16],
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     reserve_bytes: u64,
+    reserved: AtomicBool,
 }
 
 impl StateFile {
@@ -134,14 +138,14 @@ impl StateFile {
         dir: &Path,
         reserve_bytes: u64,
     ) -> Self {
-        Self { disk, entropy, keys, owner, dir: dir.to_path_buf(), reserve_bytes }
+        Self { disk, entropy, keys, owner, dir: dir.to_path_buf(), reserve_bytes, reserved: AtomicBool::new(false) }
     }
 
     fn path(&self, generation: u64) -> PathBuf {
         self.dir.join(format!("state-{}", generation % 2))
     }
 
-    fn fail(&self, detail: impl std::fmt::Display) -> QueueError {
+    pub(super) fn fail(&self, detail: impl std::fmt::Display) -> QueueError {
         QueueError::State { path: self.path(0), detail: detail.to_string() }
     }
 
@@ -217,23 +221,33 @@ impl StateFile {
     }
 
     fn give_reserve(&self) -> bool {
+        self.reserved.store(false, Ordering::Relaxed);
         durable::remove(self.disk.as_ref(), &self.reserve()).is_ok()
     }
 
-    /// Sets room aside, if there is some; a full disk is no reason not to start.
-    pub(super) fn keep_reserve(&self) {
-        let path = self.reserve();
-        if self.disk.exists(&path).unwrap_or(true) {
-            return;
+    /// Sets room aside, if there is none yet; `false` if the disk has no room for it.
+    pub(super) fn keep_reserve(&self) -> bool {
+        if self.reserved.load(Ordering::Relaxed) {
+            return true;
         }
-        let made = self.disk.create_new(&path).and_then(|file| file.allocate(self.reserve_bytes));
-        if let Err(error) = made {
-            tracing::warn!(%error, "no room for the queue's reserve; it is made when there is");
-            // A file that is there but empty would be taken for a reserve.
-            if let Err(error) = durable::remove(self.disk.as_ref(), &path) {
-                tracing::warn!(%error, "the queue's reserve cannot be removed");
+        let path = self.reserve();
+        let there = self.disk.open(&path, OpenMode::Read).and_then(|f| f.len());
+        if there.is_ok_and(|len| len == self.reserve_bytes) {
+            self.reserved.store(true, Ordering::Relaxed);
+            return true;
+        }
+        let made = durable::remove(self.disk.as_ref(), &path)
+            .and_then(|()| self.disk.create_new(&path))
+            .and_then(|file| file.allocate(self.reserve_bytes));
+        match &made {
+            Ok(()) => self.reserved.store(true, Ordering::Relaxed),
+            Err(error) => {
+                tracing::debug!(%error, "no room for the queue's reserve");
+                // Half a reserve would be taken for none, but its bytes are of use.
+                drop(durable::remove(self.disk.as_ref(), &path));
             }
         }
+        made.is_ok()
     }
 }
 

@@ -263,5 +263,4 @@ pub async fn run(sink: Sink, path: PathBuf, start: Option<Vec<u8>>) {
 }
 
 #[cfg(test)]
-#[path = "tail_tests.rs"]
 mod tests;
