@@ -4,9 +4,15 @@
 //! Owns: identity, queue, sources, uplink. Never: opens a listening socket; sends a row that is
 //! not durable in its queue; forgets a row that the server has not acknowledged.
 
+mod backoff;
 pub mod cli;
+#[cfg(test)]
+mod crash;
+mod delivery;
 mod gap;
 mod identity;
+mod intake;
+mod planted;
 mod queue;
 mod source;
 mod status;

@@ -8,11 +8,13 @@ use millrace_platform::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::intake::Room;
+
 /// The file's name in the data directory.
 pub const FILE: &str = "status.json";
 
 /// The forwarder's state.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// When it was written, ns since the Unix epoch.
     pub time_ns: i64,
@@ -20,13 +22,19 @@ pub struct Status {
     pub connected: bool,
     /// The last thing that went wrong with the server.
     pub last_error: Option<String>,
+    /// Whether rows are taken in: `ok`, `queue_full`, `disk_full` or `disk_failing`.
+    #[serde(default)]
+    pub room: Room,
     /// Rows acknowledged by the server, ever.
     pub rows_acked: u64,
     /// The same per source; table names stay in the sealed queue.
     pub acked: BTreeMap<String, u64>,
     /// Rows queued since the start, and found in the queue then.
     pub rows_queued: u64,
-    /// Frames sent and not yet acknowledged.
+    /// Rows that are durable here and not acknowledged.
+    #[serde(default)]
+    pub rows_pending: u64,
+    /// Messages sent and not yet acknowledged.
     pub frames_in_flight: usize,
     /// Bytes of the queue on disk.
     pub queue_bytes: u64,

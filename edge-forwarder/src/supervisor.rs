@@ -1,6 +1,7 @@
 //! Starts everything and keeps it running: the queue's thread, the sources, the uplink, status.
 //!
-//! Owns: restarts. Invariant: E12 a source that panics or ends is started again by itself and
+//! Owns: restarts, the status file, the stop. Never: goes on when the queue's thread has died: the
+//! process ends with an error, and the service manager starts it again. Invariant: E12 a source that panics or ends is started again by itself and
 //! takes nothing else down.
 
 use std::{
@@ -17,26 +18,28 @@ use millrace_platform::{
     entropy::{Entropy, OsEntropy},
     net::TcpDialer,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
-    gap::{self, Cause},
+    backoff::Backoff,
+    gap::{Cause, Gap},
     identity::{self, Identity, IdentityError},
-    queue::{Queue, QueueError},
-    source::{self, Group, Sink, SourceKind},
+    intake::{Intake, Room},
+    queue::{Ground, Queue, QueueError, Sizes},
+    source::{self, Sink, SourceKind},
     status::{self, Status},
     uplink::{Seen, Uplink},
 };
 
 /// Groups that wait for the queue's thread.
 const GROUPS_MAX: usize = 64;
-/// Groups that one sync covers.
-const GROUPS_PER_SYNC: usize = 32;
-/// How often the status file is written.
+/// How often the status file is looked at, and written if more than its time has changed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// The status file is written this often even if nothing changed.
+const STATUS_AT_LEAST: Duration = Duration::from_secs(30);
 /// How long a stop waits for acks of what is queued.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Pause before a source is started again.
+/// Pause before a source is started again; one that ran for the longest pause starts afresh.
 const RESTART: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// What to run.
@@ -64,11 +67,78 @@ pub enum RunError {
     #[error(transparent)]
     Queue(#[from] QueueError),
     /// Another forwarder.
-    #[error("{0} is in use by another forwarder")]
+    #[error("{0} is in use by another forwarder; stop it, or use another --data-dir")]
     Locked(String),
+    /// The queue's thread.
+    #[error("the queue's thread has ended unexpectedly; the log says why")]
+    QueueDied,
     /// The system.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+}
+
+type Restarts = Arc<Mutex<BTreeMap<String, u64>>>;
+
+/// What the status is made of.
+struct Watch {
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    data_dir: PathBuf,
+    queue: Arc<Queue>,
+    seen: Arc<Mutex<Seen>>,
+    room: Arc<Mutex<Room>>,
+    restarts: Restarts,
+    last: Mutex<(Option<Status>, Duration)>,
+}
+
+fn copy<T: Clone>(of: &Mutex<T>) -> T {
+    of.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+impl Watch {
+    fn status(&self) -> Status {
+        let seen = copy(&self.seen);
+        let acked = self.queue.acknowledged();
+        Status {
+            time_ns: self.clock.now_ns(),
+            connected: seen.connected,
+            last_error: seen.last_error,
+            room: copy(&self.room),
+            rows_acked: acked.values().sum(),
+            acked,
+            rows_queued: self.queue.rows_queued(),
+            rows_pending: self.queue.rows_pending(),
+            frames_in_flight: seen.in_flight,
+            queue_bytes: self.queue.bytes(),
+            sources: copy(&self.restarts),
+        }
+    }
+
+    /// Gaps become rows, and the file is written if it would say something new: each write is two
+    /// syncs, and flash wears out.
+    fn report(&self, always: bool) {
+        if let Err(error) = self.queue.flush_gaps() {
+            tracing::debug!(%error, "gaps wait in the queue's state");
+        }
+        let status = self.status();
+        let now = self.clock.monotonic();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = last.0.as_ref().is_some_and(|l| Status { time_ns: l.time_ns, ..status.clone() } == *l);
+        if same && !always && now.saturating_sub(last.1) < STATUS_AT_LEAST {
+            return;
+        }
+        match status::write(self.disk.as_ref(), &self.data_dir, &status) {
+            Ok(()) => *last = (Some(status), now),
+            Err(error) => tracing::warn!(%error, "the status file cannot be written"),
+        }
+    }
+}
+
+fn lock(disk: &dyn Disk, dir: &std::path::Path) -> Result<millrace_platform::disk::DiskLock, RunError> {
+    disk.lock_exclusive(&dir.join("lock")).map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => RunError::Locked(dir.display().to_string()),
+        _ => RunError::Io(e),
+    })
 }
 
 /// Runs until a signal.
@@ -77,91 +147,102 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
     let identity = Arc::new(Identity::load(disk.as_ref(), &plan.data_dir)?);
-    let _lock = disk
-        .lock_exclusive(&plan.data_dir.join("lock"))
-        .map_err(|_| RunError::Locked(plan.data_dir.display().to_string()))?;
-    let queue = Arc::new(Queue::open(
-        Arc::clone(&disk),
-        Arc::clone(&entropy),
-        identity.queue_keys(),
-        identity.device,
-        &plan.data_dir.join("queue"),
-    )?);
+    let _lock = lock(disk.as_ref(), &plan.data_dir)?;
+    let ground = Ground {
+        disk: Arc::clone(&disk),
+        entropy: Arc::clone(&entropy),
+        clock: Arc::clone(&clock),
+        keys: identity.queue_keys(),
+    };
+    let dir = plan.data_dir.join("queue");
+    let queue = Arc::new(Queue::open(&ground, identity.device, &dir, Sizes::default())?);
     let fresh = Arc::new(Notify::new());
-    let (groups, incoming) = mpsc::channel(GROUPS_MAX);
+    let room: Arc<Mutex<Room>> = Arc::default();
+    let (offers, incoming) = mpsc::channel(GROUPS_MAX);
+    let (alive, mut died) = oneshot::channel::<()>();
     {
-        let (queue, fresh, clock) = (Arc::clone(&queue), Arc::clone(&fresh), Arc::clone(&clock));
-        let cap = plan.queue_bytes;
-        std::thread::Builder::new()
-            .name("queue".into())
-            .spawn(move || queue_loop(&queue, incoming, &fresh, clock.as_ref(), cap))?;
+        let intake = Intake {
+            queue: Arc::clone(&queue),
+            clock: Arc::clone(&clock),
+            cap: plan.queue_bytes,
+            room: Arc::clone(&room),
+        };
+        let fresh = Arc::clone(&fresh);
+        std::thread::Builder::new().name("queue".into()).spawn(move || {
+            // Dropped when the thread ends, however it ends.
+            let _alive = alive;
+            intake.run(incoming, &fresh);
+        })?;
     }
-    let (gaps, gap_records) = mpsc::channel(GROUPS_MAX);
-    tokio::spawn(forward_gaps(gap_records, groups.clone(), Arc::clone(&clock)));
-    let restarts: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
-    let mut sources = tokio::task::JoinSet::new();
+    let restarts = Restarts::default();
+    let mut tasks = tokio::task::JoinSet::new();
     for kind in plan.sources.clone() {
         let sink = Sink {
             name: kind.name(),
-            queue: groups.clone(),
+            offers: offers.clone(),
+            queue: Arc::clone(&queue),
             clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
             database: plan.database.clone(),
         };
-        sources.spawn(keep_running(
-            kind,
-            sink,
-            Arc::clone(&queue),
-            plan.interval,
-            Arc::clone(&restarts),
-        ));
+        tasks.spawn(keep_running(kind, sink, plan.interval, Arc::clone(&restarts)));
     }
     let seen: Arc<Mutex<Seen>> = Arc::default();
-    let uplink = Uplink {
+    let uplink = Arc::new(Uplink {
         queue: Arc::clone(&queue),
         identity,
         clock: Arc::clone(&clock),
         entropy,
         dialer: Arc::new(TcpDialer),
         fresh,
-        gaps,
         seen: Arc::clone(&seen),
-    };
-    tokio::spawn(uplink.run());
-    let report = || {
-        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let acked = queue.acknowledged();
-        let status = Status {
-            time_ns: clock.now_ns(),
-            connected: seen.connected,
-            last_error: seen.last_error,
-            rows_acked: acked.values().sum(),
-            acked,
-            rows_queued: queue.rows_queued(),
-            frames_in_flight: seen.in_flight,
-            queue_bytes: queue.bytes(),
-            sources: restarts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        };
-        if let Err(error) = status::write(disk.as_ref(), &plan.data_dir, &status) {
-            tracing::warn!(%error, "the status file cannot be written");
-        }
+    });
+    tokio::spawn(keep_delivering(uplink, Arc::clone(&clock)));
+    let last = Mutex::new((None, Duration::ZERO));
+    let watch = Watch {
+        disk,
+        clock: Arc::clone(&clock),
+        data_dir: plan.data_dir.clone(),
+        queue: Arc::clone(&queue),
+        seen,
+        room,
+        restarts,
+        last,
     };
     let mut signal = Box::pin(stop_signal());
     loop {
-        report();
+        tokio::task::block_in_place(|| watch.report(false));
         tokio::select! {
             () = clock.sleep(STATUS_EVERY) => {}
             () = &mut signal => break,
+            _ = &mut died => return Err(RunError::QueueDied),
         }
     }
     tracing::info!("stopping; what is not acknowledged stays in the queue");
     // No source adds rows any more; what is queued gets a moment to be delivered.
-    sources.shutdown().await;
+    tasks.shutdown().await;
     let deadline = clock.monotonic() + DRAIN;
     while queue.rows_pending() > 0 && clock.monotonic() < deadline {
         clock.sleep(Duration::from_millis(50)).await;
     }
-    report();
+    // What was acknowledged need not be asked for at the next start.
+    if let Err(error) = queue.settle(queue.settled()) {
+        tracing::warn!(%error, "what was acknowledged could not be stored");
+    }
+    watch.report(true);
     Ok(())
+}
+
+/// Starts delivery again if it panics.
+async fn keep_delivering(uplink: Arc<Uplink>, clock: Arc<dyn Clock>) {
+    loop {
+        let again = Arc::clone(&uplink);
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(async move { again.run().await });
+        drop(running.join_next().await);
+        tracing::error!("delivery ended unexpectedly and is started again");
+        clock.sleep(RESTART.0).await;
+    }
 }
 
 async fn stop_signal() {
@@ -176,15 +257,10 @@ async fn stop_signal() {
 }
 
 /// Starts a source again whenever it panics or ends.
-async fn keep_running(
-    kind: SourceKind,
-    sink: Sink,
-    queue: Arc<Queue>,
-    interval: Duration,
-    restarts: Arc<Mutex<BTreeMap<String, u64>>>,
-) {
-    let mut pause = RESTART.0;
+async fn keep_running(kind: SourceKind, sink: Sink, interval: Duration, restarts: Restarts) {
+    let mut backoff = Backoff::new(RESTART.0, RESTART.1);
     loop {
+        let started = sink.clock.monotonic();
         let run = {
             let sink = sink.clone();
             match kind.clone() {
@@ -193,7 +269,7 @@ async fn keep_running(
                 }
                 SourceKind::Stdin => source::stdin::run(sink).boxed(),
                 SourceKind::Tail(path) => {
-                    let start = queue.position(&sink.name);
+                    let start = sink.queue.position(&sink.name);
                     source::tail::run(sink, path, start).boxed()
                 }
             }
@@ -204,107 +280,15 @@ async fn keep_running(
         let panicked = matches!(running.join_next().await, Some(Err(_)));
         tracing::error!(source = sink.name, panicked, "a source ended and is started again");
         let now = sink.clock.now_ns();
-        if let Some(record) = gap::record(&sink.name, Cause::SourceDown, now, now, 0, "restarted") {
-            let (done, _) = tokio::sync::oneshot::channel();
-            drop(sink.queue.send(Group { frames: vec![record], droppable: true, done }).await);
-        }
+        sink.queue.note(Gap::new(&sink.name, Cause::SourceDown, now, 0, "restarted"));
         *restarts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .entry(sink.name.clone())
             .or_insert(0) += 1;
-        sink.clock.sleep(pause).await;
-        pause = (pause * 2).min(RESTART.1);
-    }
-}
-
-/// Puts gap records into the queue, again and again until they are durable.
-async fn forward_gaps(
-    mut records: mpsc::Receiver<crate::queue::Incoming>,
-    groups: mpsc::Sender<Group>,
-    clock: Arc<dyn Clock>,
-) {
-    while let Some(record) = records.recv().await {
-        loop {
-            let (done, answer) = tokio::sync::oneshot::channel();
-            let group = Group { frames: vec![record.clone()], droppable: false, done };
-            if groups.send(group).await.is_err() {
-                return;
-            }
-            if answer.await.unwrap_or(false) {
-                break;
-            }
-            clock.sleep(RESTART.0).await;
+        if sink.clock.monotonic().saturating_sub(started) > RESTART.1 {
+            backoff.reset();
         }
-    }
-}
-
-/// Answers a source, which may have been stopped meanwhile.
-fn tell(done: tokio::sync::oneshot::Sender<bool>, durable: bool) {
-    if done.send(durable).is_err() {
-        tracing::debug!("a source has gone before its answer");
-    }
-}
-
-/// The queue's thread: one sync for all groups that wait.
-fn queue_loop(
-    queue: &Queue,
-    mut incoming: mpsc::Receiver<Group>,
-    fresh: &Notify,
-    clock: &dyn Clock,
-    cap: u64,
-) {
-    let mut dropped = 0u64;
-    let mut dropped_since = 0i64;
-    while let Some(first) = incoming.blocking_recv() {
-        let mut groups = vec![first];
-        while groups.len() < GROUPS_PER_SYNC {
-            match incoming.try_recv() {
-                Ok(group) => groups.push(group),
-                Err(_) => break,
-            }
-        }
-        let full = queue.bytes() >= cap;
-        let mut frames = Vec::new();
-        let mut waiting = Vec::new();
-        for group in groups {
-            let gap = group.frames.iter().all(|f| f.stream.as_str() == gap::STREAM);
-            if full && !gap {
-                if group.droppable {
-                    if dropped == 0 {
-                        dropped_since = clock.now_ns();
-                    }
-                    dropped += group.frames.iter().map(|f| f.batch.rows() as u64).sum::<u64>();
-                }
-                // A source that can wait offers its rows again.
-                tell(group.done, group.droppable);
-                continue;
-            }
-            frames.extend(group.frames);
-            waiting.push(group.done);
-        }
-        if !full && dropped > 0 {
-            let now = clock.now_ns();
-            frames.extend(gap::record(
-                "host",
-                Cause::BufferFull,
-                dropped_since,
-                now,
-                dropped,
-                "the queue was full",
-            ));
-            dropped = 0;
-        }
-        let durable = match queue.append(&frames) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(%error, "rows could not be queued; their sources offer them again");
-                false
-            }
-        };
-        for done in waiting {
-            tell(done, durable);
-        }
-        fresh.notify_one();
+        sink.clock.sleep(backoff.pause(sink.entropy.as_ref())).await;
     }
 }

@@ -1,4 +1,7 @@
 //! This machine's own metrics, from procfs: load, memory, CPU time, network.
+//!
+//! Owns: the lines of a sample. Never: waits for room: a moment does not come back, so what cannot
+//! be kept is a gap.
 
 use std::{
     fmt::{Arguments, Write},
@@ -14,7 +17,10 @@ pub async fn run(sink: Sink, interval: Duration, host: String) {
     loop {
         let lines = sample(&host, sink.clock.now_ns());
         // What cannot be kept now is a gap: this moment does not come back.
-        sink.lines(lines.as_bytes(), None, true).await;
+        let kept = sink.lines(lines.as_bytes(), &|_| None, true).await;
+        if kept < lines.len() {
+            tracing::warn!("a sample was not taken in: the queue's thread does not answer");
+        }
         sink.clock.sleep(interval).await;
     }
 }

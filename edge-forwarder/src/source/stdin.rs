@@ -1,13 +1,19 @@
 //! Line protocol on standard input. Back-pressure is not reading.
+//!
+//! Owns: one thread that reads. Never: keeps more than a few MiB; drops a line uncounted.
 
-use std::io::Read;
+use std::{io::Read, time::Duration};
 
 use tokio::sync::mpsc;
 
-use super::{BATCH_WAIT, LINES_MAX, Sink};
+use super::{
+    Sink,
+    lines::{self, LINE_BYTES_MAX, LINES_MAX},
+};
+use crate::gap::Cause;
 
-/// Bytes of one group at most.
-const BYTES_MAX: usize = 1 << 20;
+/// How long a line waits for company.
+const BATCH_WAIT: Duration = Duration::from_millis(200);
 /// Bytes of one read, and reads that may wait.
 const READ: (usize, usize) = (64 * 1024, 4);
 
@@ -33,58 +39,53 @@ fn read_all(out: &mpsc::Sender<Vec<u8>>) {
     }
 }
 
-/// Where the last whole line ends within the first [`LINES_MAX`] lines.
-fn whole_lines(text: &[u8]) -> usize {
-    let ends = text.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(at, _)| at + 1);
-    ends.take(LINES_MAX).last().unwrap_or(0)
-}
-
 /// Reads until the pipe closes, then stays, so that the source does not count as failed.
 pub async fn run(sink: Sink) {
-    let (out, mut input) = mpsc::channel(READ.1);
+    let (out, input) = mpsc::channel(READ.1);
     let reader = std::thread::Builder::new().name("stdin".into()).spawn(move || read_all(&out));
     if let Err(error) = reader {
         tracing::error!(%error, "no thread for standard input");
         return;
     }
+    follow(&sink, input).await;
+    tracing::info!("standard input ended");
+    std::future::pending::<()>().await;
+}
+
+/// Takes reads until there are no more, and stores every line of them.
+async fn follow(sink: &Sink, mut input: mpsc::Receiver<Vec<u8>>) {
     let mut text = Vec::new();
+    let mut skipping = false;
     let mut open = true;
     while open || !text.is_empty() {
         let mut deadline = sink.clock.sleep(BATCH_WAIT);
-        while open && text.len() < BYTES_MAX {
+        let mut lines = text.iter().filter(|b| **b == b'\n').count();
+        while open && text.len() < LINE_BYTES_MAX && lines < LINES_MAX {
             tokio::select! {
                 read = input.recv() => match read {
-                    Some(read) => text.extend_from_slice(&read),
+                    Some(read) => {
+                        lines += read.iter().filter(|b| **b == b'\n').count();
+                        text.extend_from_slice(&read);
+                    }
                     None => open = false,
                 },
                 () = &mut deadline => break,
             }
         }
-        let whole = match whole_lines(&text) {
-            // The end of the input ends a line too; and a line over the limit must be refused.
-            0 if !open || text.len() >= BYTES_MAX => text.len(),
-            whole => whole,
-        };
-        if whole > 0 {
-            let head: Vec<u8> = text.drain(..whole).collect();
-            while !sink.lines(&head, None, false).await {
-                sink.clock.sleep(BATCH_WAIT).await;
+        let cut = lines::cut(&text, &mut skipping, !open);
+        text.drain(..cut.skip);
+        if cut.too_long {
+            sink.gap(Cause::Rejected, 1, "a line is longer than 1 MiB", None).await;
+        }
+        let mut left = cut.take;
+        let mut backoff = sink.backoff();
+        while left > 0 {
+            let done = sink.lines(text.get(..left).unwrap_or_default(), &|_| None, false).await;
+            text.drain(..done);
+            left -= done;
+            if left > 0 {
+                sink.clock.sleep(backoff.pause(sink.entropy.as_ref())).await;
             }
         }
-    }
-    tracing::info!("standard input ended");
-    std::future::pending::<()>().await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_whole_lines_are_taken_and_no_more_than_a_frame_of_them() {
-        assert_eq!(whole_lines(b"a v=1\nb v"), 6);
-        assert_eq!(whole_lines(b"a v"), 0);
-        let many = b"a v=1\n".repeat(LINES_MAX + 10);
-        assert_eq!(whole_lines(&many), 6 * LINES_MAX);
     }
 }
