@@ -274,6 +274,12 @@ impl Shard {
         self.maintenance.compact_once().await
     }
 
+    /// Rows in memtables.
+    #[cfg(test)]
+    pub(crate) fn memtable_rows(&self) -> usize {
+        self.maintenance.shared.memtable_rows()
+    }
+
     /// Removes left-over objects as the maintenance thread does; `now` is monotonic.
     #[cfg(test)]
     pub(crate) async fn sweep(

@@ -123,7 +123,10 @@ impl Maintenance {
             let keys = match self.keys.current(&tenant.id.0) {
                 Ok(keys) => keys,
                 // A destroyed tenant's rows cannot be sealed and must not be kept.
-                Err(KeyError::Gone { .. }) => continue,
+                Err(KeyError::Gone { .. }) => {
+                    tenant.tables().values().for_each(|table| table.forget_rows());
+                    continue;
+                }
                 Err(e) => return Err(e.into()),
             };
             let tables = self.flush_tenant(&tenant, &keys, &mut bundle, &mut swaps, &mut report)?;
@@ -141,6 +144,7 @@ impl Maintenance {
         }
         let dirty = swaps.iter().any(|s| !s.chunks.is_empty() || !s.files.is_empty());
         if !dirty && sealed.lsn <= self.manifest.current().flushed_lsn {
+            self.shared.recount();
             return Ok(report);
         }
         report.bytes = self.put(bundle).await?;

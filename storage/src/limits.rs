@@ -17,6 +17,9 @@ pub struct EngineLimits {
     pub merge_files: usize,
     /// Rows of one merged file at most.
     pub merge_rows_max: u64,
+    /// Sealed bytes of one merge's inputs at most: a merge holds its rows in memory, and rows of
+    /// long texts are large.
+    pub merge_bytes_max: u64,
     /// How far in the future a row's time may lie, ns.
     pub future_ns: i64,
     /// Series per table.
@@ -48,6 +51,7 @@ impl Default for EngineLimits {
             window_ns: 2 * 3600 * 1_000_000_000,
             merge_files: 4,
             merge_rows_max: 8 << 20,
+            merge_bytes_max: 512 << 20,
             future_ns: 15 * 60 * 1_000_000_000,
             series_per_table: 1_000_000,
             tags_per_table: 256,

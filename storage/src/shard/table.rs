@@ -144,6 +144,15 @@ impl TableHandle {
         self.flushed_tags.fetch_max(tags, Ordering::AcqRel);
     }
 
+    /// Lets go of the sealed rows, which can be stored no more.
+    pub(crate) fn forget_rows(&self) {
+        self.current.rcu(|now| {
+            let mut next = TableVersion::clone(now);
+            next.flushing.clear();
+            next
+        });
+    }
+
     /// After a compaction commit: inputs leave and outputs enter, in one step.
     pub(crate) fn compacted(&self, added: &[Arc<FileEntry>], removed: &[[u8; 16]]) {
         self.current.rcu(|now| {

@@ -80,3 +80,17 @@ fn a_start_after_a_tenant_was_destroyed_drops_its_files_and_goes_on() {
     let left: Vec<_> = w.disk.paths().into_iter().filter(|p| p.starts_with("/data/data")).collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn rows_of_a_destroyed_tenant_leave_memory_with_the_next_flush() {
+    let mut w = World::seeded(4);
+    let state = switched(&mut w);
+    w.open().unwrap();
+    let rows = w.some_rows(5);
+    assert!(w.stream(rows));
+    assert!(w.shard().memtable_rows() > 0);
+    state.store(GONE, Ordering::Relaxed);
+    assert!(w.flush());
+    assert_eq!(w.shard().memtable_rows(), 0);
+    assert!(w.flush(), "and nothing is left to trip over");
+}
