@@ -273,8 +273,9 @@ impl Delivery {
             lane.sent = part.seq_lo - 1;
         }
         let missing = part.batch.rows() as u64;
-        let gap = Gap::new(part.stream.as_str(), Cause::Rejected, self.clock.now_ns(), missing, why)
-            .numbers(part.epoch, part.seq_lo, hi);
+        let gap =
+            Gap::new(part.stream.as_str(), Cause::Rejected, self.clock.now_ns(), missing, why)
+                .numbers(part.epoch, part.seq_lo, hi);
         let place = (hi, part.seq_lo - 1);
         Ok(self.queue.fork(&part.stream, part.epoch, place, Some(gap))?)
     }

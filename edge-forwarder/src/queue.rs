@@ -190,8 +190,7 @@ fn open_log(
 ) -> Result<(Wal, Recovery, Vec<String>), QueueError> {
     let mut aside = Vec::new();
     loop {
-        let opened =
-            Wal::open(Arc::clone(disk), dir, Arc::clone(keys), entropy, options.clone());
+        let opened = Wal::open(Arc::clone(disk), dir, Arc::clone(keys), entropy, options.clone());
         let damage = match opened {
             Ok((wal, recovery)) => return Ok((wal, recovery, aside)),
             Err(WalError::Damaged(damage)) => damage,
@@ -295,10 +294,8 @@ impl Queue {
             dir,
             sizes.reserve,
         );
-        disk.create_dir_all(dir).map_err(|e| QueueError::State {
-            path: dir.to_path_buf(),
-            detail: e.to_string(),
-        })?;
+        disk.create_dir_all(dir)
+            .map_err(|e| QueueError::State { path: dir.to_path_buf(), detail: e.to_string() })?;
         let options = Options {
             segment_bytes: sizes.segment,
             on_damage: OnDamage::Quarantine,

@@ -2,10 +2,7 @@
 
 use std::path::Path;
 
-use millrace_platform::{
-    disk::Disk,
-    sim::disk::Faults,
-};
+use millrace_platform::{disk::Disk, sim::disk::Faults};
 
 use super::world::{DEVICE, DIR, SIZES, World, group};
 use crate::queue::Queue;

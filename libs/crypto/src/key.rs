@@ -82,9 +82,19 @@ impl Key256 {
 /// Why a tenant's key cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Destroyed (or never made): nothing under it can ever be read again.
+    /// Destroyed on purpose: nothing under it can ever be read again, so what it sealed may be
+    /// dropped. Nothing but a record of the destruction may say this.
     #[error("the keys of tenant {tenant} are gone")]
     Gone {
+        /// The tenant, as hex.
+        tenant: String,
+    },
+    /// The ledger knows nothing of the tenant: it is not the one that belongs to the data. Never
+    /// a reason to drop anything.
+    #[error(
+        "the key ledger does not know tenant {tenant}; it is older than the data or of another server, restore the newest one from a backup"
+    )]
+    Unlisted {
         /// The tenant, as hex.
         tenant: String,
     },

@@ -176,8 +176,11 @@ impl KeyLedger {
         version: Option<u32>,
     ) -> Result<Arc<TenantKeys>, KeyError> {
         let id = hex::encode(tenant);
+        if state.file.destroyed.contains(&id) {
+            return Err(KeyError::Gone { tenant: id });
+        }
         let entries =
-            state.file.keys.get(&id).ok_or_else(|| KeyError::Gone { tenant: id.clone() })?;
+            state.file.keys.get(&id).ok_or_else(|| KeyError::Unlisted { tenant: id.clone() })?;
         let entry = match version {
             None => entries.last(),
             Some(v) => entries.iter().find(|e| e.version == v),
@@ -258,6 +261,22 @@ mod tests {
                 assert!(secret(&ledger, &doomed).is_none(), "cut {cut}: a destroyed key is back");
                 assert!(matches!(ledger.create(&doomed), Err(LedgerError::Destroyed)));
             }
+        }
+    }
+
+    #[test]
+    fn d6_a_tenant_that_the_ledger_does_not_list_is_not_taken_for_a_destroyed_one() {
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new("/keys")).unwrap();
+        let ledger = open(&disk, 1).unwrap();
+        let older = read_file(&disk, Path::new("/keys/ledger.json"), 1 << 20).unwrap();
+        ledger.create(&[1; 16]).unwrap();
+        ledger.destroy(&[2; 16]).unwrap();
+        assert!(matches!(ledger.current(&[2; 16]), Err(KeyError::Gone { .. })));
+        durable::replace(&disk, Path::new("/keys/ledger.json"), &older).unwrap();
+        let ledger = open(&disk, 2).unwrap();
+        for tenant in [[1; 16], [2; 16]] {
+            assert!(matches!(ledger.current(&tenant), Err(KeyError::Unlisted { .. })));
         }
     }
 

@@ -40,20 +40,6 @@ fn write_temp(disk: &dyn Disk, temp: &Path, bytes: &[u8]) -> io::Result<Box<dyn 
     Ok(file)
 }
 
-/// Publishes `bytes` under `path`, which must not exist: `AlreadyExists` means that somebody else
-/// won and nothing was changed. One writer at a time may use a given `path`.
-pub fn create_new(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if disk.exists(path)? {
-        return Err(io::ErrorKind::AlreadyExists.into());
-    }
-    let temp = temp_path(path);
-    write_temp(disk, &temp, bytes)?;
-    let linked = disk.link_new(&temp, path);
-    disk.remove(&temp)?;
-    linked?;
-    disk.sync_dir(parent_of(path))
-}
-
 /// Publishes `bytes` under `path`, replacing what was there in one step.
 pub fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temp = temp_path(path);

@@ -85,9 +85,9 @@ impl TenantSegmentKeys {
             KeyError::Gone { .. } => KeyRefError::Gone,
             // A version that was never made is a ledger that went back, not a shredded tenant:
             // skipping its frames would lose them in silence.
-            other @ (KeyError::UnknownVersion { .. } | KeyError::Unavailable(_)) => {
-                KeyRefError::Unavailable(other.to_string())
-            }
+            other @ (KeyError::Unlisted { .. }
+            | KeyError::UnknownVersion { .. }
+            | KeyError::Unavailable(_)) => KeyRefError::Unavailable(other.to_string()),
         })?;
         Ok(keys.segment_key(&context.salt, &context.info()))
     }

@@ -9,6 +9,7 @@ use std::fmt;
 use millrace_crypto::{
     key::TenantKeys,
     sealed_file::{SEALED_HEADER_BYTES, seal_object},
+    sealed_store::SealedSection,
 };
 use millrace_platform::entropy::{Entropy, random_bytes};
 use object_store::path::Path;
@@ -27,6 +28,18 @@ pub struct SectionRef {
     pub offset: u64,
     /// Sealed bytes.
     pub len: u64,
+}
+
+impl SectionRef {
+    /// The same, as the seal's reader asks for it.
+    pub(crate) fn sealed(&self) -> SealedSection {
+        SealedSection {
+            path: object_path(&self.object),
+            id: self.section_id,
+            offset: self.offset,
+            len: self.len,
+        }
+    }
 }
 
 /// As errors name it: the section, and the file in which it stands.

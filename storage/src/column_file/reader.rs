@@ -15,10 +15,11 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use millrace_crypto::{
     key::TenantKeySource,
-    sealed_file::{ObjectOpener, SEALED_HEADER_BYTES, SealError},
+    sealed_file::SealError,
+    sealed_store::{ReadError, SealedReader},
 };
 use millrace_protocol::{ids::TenantId, value::FieldType};
-use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+use object_store::ObjectStore;
 use parquet::{
     arrow::{
         ParquetRecordBatchStreamBuilder, ProjectionMask,
@@ -30,7 +31,7 @@ use parquet::{
 };
 
 use super::{
-    bundle::{SectionRef, object_path},
+    bundle::SectionRef,
     directory::{DirectoryError, SeriesDirectory},
 };
 use crate::scan::{arrow_type, time_type};
@@ -105,13 +106,19 @@ pub enum ColumnFileError {
     },
 }
 
-/// A section that is open for ranged, authenticated reads.
+/// A section that is open for ranged, authenticated reads, with its name for errors.
 #[derive(Debug, Clone)]
 struct Section {
-    store: Arc<dyn ObjectStore>,
-    path: Path,
-    at: Arc<SectionRef>,
-    opener: Arc<ObjectOpener>,
+    reader: Arc<SealedReader>,
+    name: Arc<str>,
+}
+
+fn failed(name: &str) -> impl FnOnce(ReadError) -> ColumnFileError {
+    let section = name.to_owned();
+    move |e| match e {
+        ReadError::Seal(source) => ColumnFileError::Seal { section, source },
+        ReadError::Store { source, .. } => ColumnFileError::Store { section, source },
+    }
 }
 
 impl Section {
@@ -121,43 +128,15 @@ impl Section {
         tenant: TenantId,
         at: &SectionRef,
     ) -> Result<Self, ColumnFileError> {
-        let path = object_path(&at.object);
-        let head = at.offset..at.offset.saturating_add(at.len.min(SEALED_HEADER_BYTES as u64));
-        let header = store
-            .get_range(&path, head)
-            .await
-            .map_err(|source| ColumnFileError::Store { section: at.to_string(), source })?;
-        let seal = |source| ColumnFileError::Seal { section: at.to_string(), source };
-        let opener =
-            ObjectOpener::open(keys.as_ref(), &tenant.0, at.section_id, &header).map_err(seal)?;
-        if opener.sealed_len() != at.len {
-            return Err(seal(SealError::Forged {
-                object: hex::encode(at.section_id),
-                what: format!("its length {}, which should be {}", at.len, opener.sealed_len()),
-            }));
-        }
-        Ok(Self {
-            store: Arc::clone(store),
-            path,
-            at: Arc::new(at.clone()),
-            opener: Arc::new(opener),
-        })
+        let name: Arc<str> = at.to_string().into();
+        let sealed = at.sealed();
+        let reader = SealedReader::open(Arc::clone(store), keys.as_ref(), &tenant.0, &sealed);
+        let reader = Arc::new(reader.await.map_err(failed(&name))?);
+        Ok(Self { reader, name })
     }
 
     async fn read(&self, plain: Range<u64>) -> Result<Bytes, ColumnFileError> {
-        let seal = |source| ColumnFileError::Seal { section: self.at.to_string(), source };
-        let sealed = self.opener.ciphertext_range(plain.clone()).map_err(seal)?;
-        let place = |at: u64| at.saturating_add(self.at.offset);
-        let bytes = self
-            .store
-            .get_range(&self.path, place(sealed.start)..place(sealed.end))
-            .await
-            .map_err(|source| ColumnFileError::Store { section: self.at.to_string(), source })?;
-        self.opener.decrypt_range(plain, bytes.into()).map_err(seal)
-    }
-
-    async fn whole(&self) -> Result<Bytes, ColumnFileError> {
-        self.read(0..self.opener.plaintext_len()).await
+        self.reader.read(plain).await.map_err(failed(&self.name))
     }
 }
 
@@ -168,7 +147,9 @@ pub async fn read_section(
     tenant: TenantId,
     at: &SectionRef,
 ) -> Result<Bytes, ColumnFileError> {
-    Section::open(store, keys, tenant, at).await?.whole().await
+    let sealed = at.sealed();
+    let whole = SealedReader::whole(store.as_ref(), keys.as_ref(), &tenant.0, &sealed);
+    whole.await.map_err(failed(&at.to_string()))
 }
 
 impl AsyncFileReader for Section {
@@ -182,7 +163,7 @@ impl AsyncFileReader for Section {
         _options: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>, ParquetError>> {
         async move {
-            let len = self.opener.plaintext_len();
+            let len = self.reader.len();
             let metadata = ParquetMetaDataReader::new()
                 .with_offset_index_policy(PageIndexPolicy::Optional)
                 .with_prefetch_hint(Some(FOOTER_HINT))
@@ -232,7 +213,7 @@ impl ColumnFile {
         mut parquet: Section,
         directory: SeriesDirectory,
     ) -> Result<Self, ColumnFileError> {
-        let section = parquet.at.to_string();
+        let section = parquet.name.to_string();
         let fail = |source| ColumnFileError::Parquet { section: section.clone(), source };
         let footer = parquet.get_metadata(None).await.map_err(fail)?;
         let metadata =
@@ -276,7 +257,7 @@ impl ColumnFile {
         rows: &[Range<u32>],
         fields: &[(u32, FieldType)],
     ) -> Result<BoxStream<'static, Result<RecordBatch, ColumnFileError>>, ColumnFileError> {
-        let section = self.parquet.at.to_string();
+        let section = self.parquet.name.to_string();
         let place = |id: u32| self.columns.iter().find(|c| c.0 == id).map(|c| c.1);
         // 2 is the time column's id (writer.rs).
         let wanted: Vec<Option<usize>> =
@@ -325,7 +306,7 @@ impl ColumnFile {
         rows: &[Range<u32>],
         fields: &[(u32, FieldType)],
     ) -> Result<RecordBatch, ColumnFileError> {
-        let section = || self.parquet.at.to_string();
+        let section = || self.parquet.name.to_string();
         let batches: Vec<RecordBatch> = self.read(rows, fields).try_collect().await?;
         let found: u64 = batches.iter().map(|b| b.num_rows() as u64).sum();
         let asked: u64 = rows.iter().map(|r| r.len() as u64).sum();
@@ -348,7 +329,7 @@ impl ColumnFile {
 
     /// Section and file, as errors name them.
     pub(crate) fn place(&self) -> String {
-        self.parquet.at.to_string()
+        self.parquet.name.to_string()
     }
 }
 
