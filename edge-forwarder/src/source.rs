@@ -203,11 +203,8 @@ impl Sink {
         let mut backoff = self.backoff();
         loop {
             let Some(part) = self.gap_part(cause, rows, detail) else { return };
-            let group = Group {
-                source: self.name.clone(),
-                position: position.clone(),
-                parts: vec![part],
-            };
+            let group =
+                Group { source: self.name.clone(), position: position.clone(), parts: vec![part] };
             match self.offer(group, false).await {
                 Outcome::Later => {}
                 _ => return,

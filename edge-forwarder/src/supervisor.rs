@@ -123,7 +123,8 @@ impl Watch {
         let status = self.status();
         let now = self.clock.monotonic();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = last.0.as_ref().is_some_and(|l| Status { time_ns: l.time_ns, ..status.clone() } == *l);
+        let same =
+            last.0.as_ref().is_some_and(|l| Status { time_ns: l.time_ns, ..status.clone() } == *l);
         if same && !always && now.saturating_sub(last.1) < STATUS_AT_LEAST {
             return;
         }
@@ -134,7 +135,10 @@ impl Watch {
     }
 }
 
-fn lock(disk: &dyn Disk, dir: &std::path::Path) -> Result<millrace_platform::disk::DiskLock, RunError> {
+fn lock(
+    disk: &dyn Disk,
+    dir: &std::path::Path,
+) -> Result<millrace_platform::disk::DiskLock, RunError> {
     disk.lock_exclusive(&dir.join("lock")).map_err(|e| match e.kind() {
         std::io::ErrorKind::WouldBlock => RunError::Locked(dir.display().to_string()),
         _ => RunError::Io(e),

@@ -137,8 +137,7 @@ impl Uplink {
         let (answers, acked) = mpsc::channel(IN_FLIGHT_MAX * 2);
         let delivery =
             Delivery::new(Arc::clone(&self.queue), Arc::clone(&self.clock), self.identity.device);
-        let mut session =
-            Session { connection, delivery, puts: BTreeMap::new(), answers, acked };
+        let mut session = Session { connection, delivery, puts: BTreeMap::new(), answers, acked };
         self.see(|s| s.connected = true);
         loop {
             while let Ok((stream, answer)) = session.acked.try_recv() {

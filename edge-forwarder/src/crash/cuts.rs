@@ -66,7 +66,12 @@ fn e9_d2_a_history_without_faults_delivers_every_row_once_and_empties_the_queue(
 fn e9_d2_a_power_cut_or_a_failing_operation_anywhere_loses_and_doubles_nothing() {
     for seed in 0..6 {
         let wrong = findings(seed, 2);
-        assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "{} findings:\n{}",
+            wrong.len(),
+            wrong[..wrong.len().min(20)].join("\n")
+        );
     }
 }
 

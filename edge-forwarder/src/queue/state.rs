@@ -138,7 +138,15 @@ impl StateFile {
         dir: &Path,
         reserve_bytes: u64,
     ) -> Self {
-        Self { disk, entropy, keys, owner, dir: dir.to_path_buf(), reserve_bytes, reserved: AtomicBool::new(false) }
+        Self {
+            disk,
+            entropy,
+            keys,
+            owner,
+            dir: dir.to_path_buf(),
+            reserve_bytes,
+            reserved: AtomicBool::new(false),
+        }
     }
 
     fn path(&self, generation: u64) -> PathBuf {

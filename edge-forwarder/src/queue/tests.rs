@@ -59,7 +59,10 @@ fn the_frame_of_the_page_is_what_is_written_and_read() {
     let written = payload::encode(&example_group(), 42, &[101]).unwrap();
     assert_eq!(hex::encode(&written), hex::encode(&expected));
     let read = payload::decode(7, &expected).unwrap();
-    assert_eq!((read.source.as_str(), read.position.as_deref()), ("stdin", Some(&[0xab, 0xcd][..])));
+    assert_eq!(
+        (read.source.as_str(), read.position.as_deref()),
+        ("stdin", Some(&[0xab, 0xcd][..]))
+    );
     let part = &read.parts[0];
     assert_eq!((part.epoch, part.seq_lo, part.seq_hi()), (42, 101, 102));
     assert_eq!((part.stream.as_str(), part.database.as_str()), ("stdin/t", "default"));
