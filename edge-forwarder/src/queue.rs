@@ -469,7 +469,7 @@ impl Queue {
         let mut void = false;
         let mut results = Vec::with_capacity(groups.len());
         for (placed, group) in placed.into_iter().zip(groups) {
-            let result = placed.and_then(|p| Ok((self.commit(p.lsn), p))).and_then(|(done, p)| {
+            let result = placed.map(|p| (self.commit(p.lsn), p)).and_then(|(done, p)| {
                 for (stream, lo, hi) in &p.ends {
                     let lsn = if done.is_ok() { p.lsn } else { 0 };
                     inner.numbered(stream, epoch, *hi, lsn);
