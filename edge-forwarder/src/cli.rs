@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use millrace_platform::{
+    clock::{Clock, SystemClock},
     disk::{RealDisk, read_file},
     entropy::OsEntropy,
 };
@@ -63,7 +64,7 @@ enum Command {
         #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
         queue_mib: u64,
         /// Database for all rows.
-        #[arg(long, default_value = "default")]
+        #[arg(long, default_value = "default", value_parser = database)]
         db: String,
     },
     /// Show what the running forwarder last said about itself.
@@ -108,13 +109,17 @@ fn execute(cli: Cli) -> ExitCode {
         Command::Enroll { url, claim, ca, data_dir, json } => {
             enroll(&url, &claim, &ca, &data_dir, json)
         }
-        Command::Run { data_dir, sources, interval, queue_mib, db } => run(supervisor::Plan {
-            data_dir,
-            sources,
-            interval: Duration::from_secs(interval),
-            queue_bytes: queue_mib << 20,
-            database: db,
-        }),
+        Command::Run { data_dir, sources, interval, queue_mib, db } => {
+            distinct(&sources).and_then(|()| {
+                run(supervisor::Plan {
+                    data_dir,
+                    sources,
+                    interval: Duration::from_secs(interval),
+                    queue_bytes: queue_mib << 20,
+                    database: db,
+                })
+            })
+        }
         Command::Status { data_dir, json } => show(&data_dir, json),
         Command::Completions { shell } => {
             let mut command = Cli::command();
@@ -152,13 +157,30 @@ fn enroll(
     Ok(())
 }
 
+/// Two sources of one name would share a position.
+fn distinct(sources: &[SourceKind]) -> Result<(), String> {
+    let mut seen = std::collections::BTreeSet::new();
+    match sources.iter().map(SourceKind::name).find(|name| !seen.insert(name.clone())) {
+        Some(name) => Err(format!("source {name} is given twice; give each source once")),
+        None => Ok(()),
+    }
+}
+
+/// A database's name, so that no row is queued for one that cannot be.
+fn database(name: &str) -> Result<String, String> {
+    let fine = !name.is_empty() && name.len() <= 128 && !name.chars().any(char::is_control);
+    fine.then(|| name.to_owned())
+        .ok_or_else(|| "use 1 to 128 bytes without control characters".to_owned())
+}
+
 fn run(plan: supervisor::Plan) -> Result<(), String> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MILLRACE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(4)
+        // A tailed file on a dead mount holds a thread for ever; others must find one.
+        .max_blocking_threads(64)
         .enable_all()
         .build()
         .map_err(|e| e.to_string())?;
@@ -175,10 +197,15 @@ fn show(dir: &std::path::Path, json: bool) -> Result<(), String> {
         say(&serde_json::to_string(&status).map_err(|e| e.to_string())?);
         return Ok(());
     }
+    let age = SystemClock::new().now_ns().saturating_sub(status.time_ns) / 1_000_000_000;
+    // The file is written at least every 30 s.
+    let stale = if age > 60 { ", so the forwarder is not running" } else { "" };
     say(&format!(
-        "connected   {}\nrows acked  {}\nrows queued {}\nin flight   {} frames\nqueue       {} bytes\nlast error  {}",
+        "written     {age} s ago{stale}\nconnected   {}\nroom        {}\nrows acked  {}\nrows pending {}\nrows queued {}\nin flight   {} messages\nqueue       {} bytes\nlast error  {}",
         status.connected,
+        status.room.name(),
         status.rows_acked,
+        status.rows_pending,
         status.rows_queued,
         status.frames_in_flight,
         status.queue_bytes,
@@ -187,5 +214,72 @@ fn show(dir: &std::path::Path, json: bool) -> Result<(), String> {
     for (source, rows) in &status.acked {
         say(&format!("  {source}: {rows} rows acked"));
     }
+    for (source, restarts) in &status.sources {
+        say(&format!("  {source}: restarted {restarts} times"));
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = include_str!("../../docs/edge.md");
+
+    #[test]
+    fn the_page_lists_every_command_and_option_and_none_that_is_not() {
+        let mut known = std::collections::BTreeSet::new();
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            if name == "help" {
+                continue;
+            }
+            assert!(PAGE.contains(&format!("### `millrace-edge {name}`")), "{name} has no section");
+            let from = PAGE.find(&format!("### `millrace-edge {name}`")).unwrap();
+            let section = &PAGE[from + 4..];
+            let section = &section[..section.find("\n## ").unwrap_or(section.len())];
+            let section = section.split("\n### ").next().unwrap();
+            for arg in command.get_arguments().filter(|a| a.get_id() != "help") {
+                let shown = match arg.get_long() {
+                    Some(long) => format!("--{long}"),
+                    None => arg.get_id().as_str().to_uppercase(),
+                };
+                assert!(section.contains(&format!("| `{shown}")), "{name} lacks {shown}");
+                known.insert(shown.clone());
+                let defaults = arg.get_default_values();
+                for default in defaults.iter().map(|d| d.to_string_lossy()) {
+                    let line = section.lines().find(|l| l.starts_with(&format!("| `{shown}")));
+                    let said = line.is_some_and(|l| l.contains(&*default));
+                    assert!(said || default == "false", "{name} {shown}: default {default}");
+                }
+            }
+        }
+        for option in PAGE.lines().filter_map(|l| l.strip_prefix("| `--")) {
+            let name = option.split(['`', ' ']).next().unwrap();
+            assert!(known.contains(&format!("--{name}")), "--{name} is no option");
+        }
+    }
+
+    #[test]
+    fn the_page_explains_every_member_of_the_status() {
+        let status = serde_json::to_value(status::Status::default()).unwrap();
+        for member in status.as_object().unwrap().keys() {
+            assert!(PAGE.contains(&format!("| `{member}` |")), "{member} is not explained");
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_given_twice_is_refused() {
+        let tail = |path: &str| SourceKind::Tail(path.into());
+        assert!(distinct(&[tail("/a/x"), tail("/b/x"), SourceKind::Stdin]).is_ok());
+        assert!(distinct(&[tail("/a/x"), tail("/a/x")]).is_err());
+        assert!(distinct(&[SourceKind::Stdin, SourceKind::Stdin]).is_err());
+    }
+
+    #[test]
+    fn a_database_that_cannot_be_is_refused_before_a_row_is_queued() {
+        assert!(database("default").is_ok());
+        assert!(database("").is_err());
+        assert!(database(&"d".repeat(300)).is_err());
+    }
 }

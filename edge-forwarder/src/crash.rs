@@ -10,4 +10,4 @@ mod planted_bugs;
 mod server;
 mod world;
 
-pub(crate) use world::Keys;
+pub(crate) use world::{Keys, group};

@@ -46,6 +46,18 @@ pub enum Room {
     DiskFailing,
 }
 
+impl Room {
+    /// As the status file says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::QueueFull => "queue_full",
+            Self::DiskFull => "disk_full",
+            Self::DiskFailing => "disk_failing",
+        }
+    }
+}
+
 /// A group that wants to be durable.
 #[derive(Debug)]
 pub struct Offer {
@@ -141,5 +153,70 @@ impl Intake {
             }
             fresh.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use millrace_platform::sim::{SimClock, SimDisk, SimEntropy, disk::Faults};
+    use millrace_protocol::ids::DeviceId;
+
+    use super::*;
+    use crate::{
+        crash::{Keys, group},
+        queue::{Ground, Sizes},
+    };
+
+    fn intake(disk: &SimDisk, cap: u64) -> Intake {
+        let clock = Arc::new(SimClock::at(5));
+        let ground = Ground {
+            disk: Arc::new(disk.clone()),
+            entropy: Arc::new(SimEntropy::seeded(1)),
+            clock: Arc::clone(&clock) as _,
+            keys: Arc::new(Keys([7; 32])),
+        };
+        let sizes = Sizes { segment: 16 << 10, reserve: 4 << 10 };
+        let queue = Queue::open(&ground, DeviceId([9; 16]), Path::new("/q"), sizes).unwrap();
+        Intake { queue: Arc::new(queue), clock, cap, room: Arc::default() }
+    }
+
+    fn both() -> [(Group, bool); 2] {
+        let ids: Vec<u64> = (1..=20).collect();
+        [(group("tail", &ids, 1, Some(21)), false), (group("host", &ids, 1, None), true)]
+    }
+
+    fn room(intake: &Intake) -> Room {
+        *intake.room.lock().unwrap()
+    }
+
+    #[test]
+    fn e8_at_the_cap_sources_that_can_wait_do_and_rows_of_others_are_counted() {
+        let disk = SimDisk::new();
+        let intake = intake(&disk, 0);
+        assert_eq!(intake.take(&both()), [Outcome::Later, Outcome::Dropped]);
+        assert_eq!(intake.take(&both()), [Outcome::Later, Outcome::Dropped]);
+        assert_eq!(room(&intake), Room::QueueFull);
+        assert!(intake.queue.has_gaps());
+        assert_eq!(intake.queue.position("tail"), None);
+    }
+
+    #[test]
+    fn e8_a_full_disk_is_said_counted_and_over_by_itself() {
+        let disk = SimDisk::new();
+        let intake = intake(&disk, 1 << 30);
+        let capacity = Some(disk.used() + (40 << 10));
+        disk.set_faults(Faults { capacity, ..Faults::default() });
+        let mut outcomes = Vec::new();
+        for _ in 0..200 {
+            outcomes.extend(intake.take(&both()));
+        }
+        assert!(outcomes.contains(&Outcome::Stored) && outcomes.contains(&Outcome::Later));
+        assert_eq!(room(&intake), Room::DiskFull);
+        disk.set_faults(Faults::default());
+        assert_eq!(intake.take(&both()), [Outcome::Stored, Outcome::Stored]);
+        assert_eq!(room(&intake), Room::Ok);
+        assert!(intake.queue.has_gaps(), "what was dropped meanwhile is counted");
     }
 }

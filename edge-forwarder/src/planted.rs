@@ -8,7 +8,7 @@
 pub(crate) enum Bug {
     /// Frames are given up when they are sent, not when they are acknowledged.
     TrimBeforeAck,
-    /// A queue whose state is lost goes on in the epoch that its frames name.
+    /// A queue that was lost begins in the same epoch again, and the server is not doubted.
     EpochKept,
     /// Numbers of frames behind the stored state are given again after a restart.
     NumberReused,

@@ -308,7 +308,7 @@ impl Queue {
             open_log(&disk, dir, &segment_keys, entropy.as_ref(), &options)?;
         let fresh = || State {
             version: state::VERSION,
-            epoch: random_u64(entropy.as_ref()),
+            epoch: if planted(Bug::EpochKept) { 7 } else { random_u64(entropy.as_ref()) },
             settled: recovery.first_lsn(),
             // Ids of gaps that a lost state gave are not given again.
             gap_id: random_u64(entropy.as_ref()) >> 8,
@@ -342,7 +342,7 @@ impl Queue {
             inner.note(Gap::new("queue", Cause::Quarantine, clock.now_ns(), 0, what));
         }
         let short = inner.fit(&recovery, clock.now_ns());
-        let damaged = short | Self::catch_up(&mut inner, &recovery, lost.is_some())?;
+        let damaged = short | Self::catch_up(&mut inner, &recovery)?;
         if (damaged || lost.is_some() || !aside.is_empty()) && !planted(Bug::EpochKept) {
             // Numbers behind the damage may have been used: only a new epoch is safe.
             inner.state.epoch = random_u64(entropy.as_ref());
@@ -359,13 +359,8 @@ impl Queue {
     }
 
     /// Takes the frames behind the stored state into account; `true` if some do not read.
-    fn catch_up(
-        inner: &mut Inner,
-        recovery: &Recovery,
-        state_lost: bool,
-    ) -> Result<bool, QueueError> {
+    fn catch_up(inner: &mut Inner, recovery: &Recovery) -> Result<bool, QueueError> {
         let mut damaged = false;
-        let mut last_epoch = None;
         let from = inner.state.through + 1;
         recovery.scan(from, &mut |scanned| -> Result<(), QueueError> {
             let queued = match scanned {
@@ -378,7 +373,6 @@ impl Queue {
             };
             inner.stored(queued.lsn, &queued.source, queued.position.as_deref());
             for part in &queued.parts {
-                last_epoch = Some(part.epoch);
                 if !planted(Bug::NumberReused) {
                     inner.numbered(&part.stream, part.epoch, part.seq_hi(), queued.lsn);
                 }
@@ -387,9 +381,6 @@ impl Queue {
             Ok(())
         })?;
         inner.last_lsn = inner.last_lsn.max(recovery.last_lsn());
-        if planted(Bug::EpochKept) && (state_lost || damaged) {
-            inner.state.epoch = last_epoch.unwrap_or(7);
-        }
         Ok(damaged)
     }
 
@@ -478,7 +469,7 @@ impl Queue {
         let mut void = false;
         let mut results = Vec::with_capacity(groups.len());
         for (placed, group) in placed.into_iter().zip(groups) {
-            let result = placed.and_then(|p| Ok((self.commit(p.lsn), p))).and_then(|(done, p)| {
+            let result = placed.map(|p| (self.commit(p.lsn), p)).and_then(|(done, p)| {
                 for (stream, lo, hi) in &p.ends {
                     let lsn = if done.is_ok() { p.lsn } else { 0 };
                     inner.numbered(stream, epoch, *hi, lsn);
@@ -575,7 +566,12 @@ impl Queue {
     ) -> Result<(), QueueError> {
         let mut inner = self.lock();
         let fork = Fork { offset, epoch: random_u64(self.file.entropy.as_ref()), known };
-        inner.state.lane_mut(stream, epoch).forks.push(fork);
+        let forks = &mut inner.state.lane_mut(stream, epoch).forks;
+        if forks.last().is_some_and(|last| last.offset >= offset) {
+            // Numbers of an epoch only rise, so this is a broken queue; it must not loop.
+            return Err(self.file.fail(format!("numbers of {stream} go back to {offset}")));
+        }
+        forks.push(fork);
         if let Some(gap) = gap {
             inner.note(gap);
         }

@@ -73,6 +73,45 @@ pub(super) fn stateless(seed: u64) -> Vec<String> {
     world.books()
 }
 
+/// The whole queue is lost, again and again, each time after everything was delivered.
+pub(super) fn lost(seed: u64) -> Vec<String> {
+    let mut world = World::seeded(seed);
+    world.stdin_only = true;
+    for _ in 0..3 {
+        for _ in 0..12 {
+            world.step();
+        }
+        world.drain();
+        world.kill();
+        for file in world.files() {
+            world.disk.remove(&file).unwrap();
+        }
+    }
+    world.drain();
+    world.books()
+}
+
+/// Acks of other streams come again just before the connection is cut.
+pub(super) fn repeated(seed: u64) -> Vec<String> {
+    let mut world = World::seeded(seed);
+    for _ in 0..12 {
+        world.offer();
+        world.pump(20);
+        world.serve();
+        world.take_acks(usize::MAX);
+        world.offer();
+        world.pump(20);
+        for _ in 0..3 {
+            world.repeat_ack();
+        }
+        world.take_acks(usize::MAX);
+        world.settle();
+        world.cut_connection();
+    }
+    world.drain();
+    world.books()
+}
+
 /// The disk fills up, stays full for a while, and has room again.
 pub(super) fn full(seed: u64) -> Vec<String> {
     let mut world = World::seeded(seed);
@@ -110,6 +149,16 @@ fn d2_a_server_that_went_back_gets_again_what_is_there_and_a_gap_for_the_rest() 
 #[test]
 fn d2_e8_a_queue_without_its_state_goes_on_in_a_new_epoch_and_says_so() {
     check("no state", stateless, 0..100);
+}
+
+#[test]
+fn d2_a_queue_that_was_lost_as_a_whole_begins_in_a_new_epoch() {
+    check("lost queue", lost, 0..60);
+}
+
+#[test]
+fn d2_an_ack_that_comes_again_is_an_ack_of_its_own_rows_only() {
+    check("repeated acks", repeated, 0..60);
 }
 
 #[test]

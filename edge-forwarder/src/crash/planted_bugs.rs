@@ -7,12 +7,14 @@ use crate::planted::{self, Bug};
 
 /// Whether some history shows the bug: by a finding, or by a panic on the way.
 fn is_caught(bug: Option<Bug>) -> bool {
-    let histories: [fn(u64) -> Vec<String>; 5] = [
-        |seed| cuts::findings(seed, 7),
-        |seed| faults::damaged(seed),
-        |seed| faults::forgotten(seed),
-        |seed| faults::stateless(seed),
-        |seed| faults::full(seed),
+    let histories: [fn(u64) -> Vec<String>; 7] = [
+        faults::damaged,
+        faults::forgotten,
+        faults::stateless,
+        faults::lost,
+        faults::repeated,
+        faults::full,
+        |seed| cuts::findings(seed, 11),
     ];
     (0..12).any(|seed| {
         histories.iter().any(|history| {

@@ -72,7 +72,7 @@ pub(super) fn rows(table: &str, ids: &[u64]) -> TableBatch {
 }
 
 /// A group of a source: `ids`, dealt out over `tables` tables.
-pub(super) fn group(source: &str, ids: &[u64], tables: usize, position: Option<u64>) -> Group {
+pub(crate) fn group(source: &str, ids: &[u64], tables: usize, position: Option<u64>) -> Group {
     let each = ids.len().div_ceil(tables.max(1)).max(1);
     let parts = ids.chunks(each).enumerate().map(|(n, ids)| Incoming {
         stream: format!("{source}/t{n}").parse().unwrap(),

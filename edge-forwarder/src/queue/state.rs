@@ -186,9 +186,7 @@ impl StateFile {
             let path = self.path(turn);
             match self.load_one(&path)? {
                 Some(Ok(state)) => {
-                    if newest.as_ref().is_none_or(|n| n.generation < state.generation) {
-                        newest = Some(state);
-                    }
+                    newest = newest.into_iter().chain([state]).max_by_key(|s| s.generation)
                 }
                 Some(Err(error)) => wrong = Some(format!("{}: {error}", path.display())),
                 None => {}
