@@ -118,7 +118,7 @@ fn complaint(world: &World, entry: &Value) -> Option<String> {
 }
 
 #[test]
-fn s2_hostile_statements_are_refused_or_end_and_the_next_question_is_answered() {
+fn hostile_statements_are_refused_or_end_and_the_next_question_is_answered() {
     let entries: Vec<Value> = serde_json::from_str(CORPUS).unwrap();
     assert!(entries.len() >= 120, "only {} entries", entries.len());
     // Only a statement that may run out of time is given little: on a busy machine any other
