@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn s5_tenants_do_not_share_their_gates() {
+    fn tenants_do_not_share_their_gates() {
         let admission = Admission::default();
         let full: Vec<_> =
             (0..3).map(|_| admission.arrive(TenantId([1; 16]), &limits()).unwrap()).collect();

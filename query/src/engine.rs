@@ -252,8 +252,12 @@ async fn execute(
         .with_allow_statements(false)
         .verify_plan(&plan)?;
     let plan = work.params.bind(plan)?;
-    let frame = context.execute_logical_plan(plan).await?;
-    let mut stream = frame.execute_stream().await?;
+    let mut state = context.state();
+    let plan = state.optimize(&plan)?;
+    let rows = session::batch_rows(&plan)?;
+    *state.config_mut() = state.config().clone().with_batch_size(rows);
+    let physical = state.query_planner().create_physical_plan(&plan, &state).await?;
+    let mut stream = datafusion::physical_plan::execute_stream(physical, state.task_ctx())?;
     if schema.send(stream.schema()).is_err() {
         return Ok(());
     }

@@ -17,7 +17,7 @@ use crate::{
 
 const CORPUS: &str = include_str!("../../tests/corpus/sql/hostile.json");
 /// Far above what any statement needs on a busy machine: only a hang reaches it.
-const HANG: Duration = Duration::from_secs(20);
+const HANG: Duration = Duration::from_secs(60);
 const LIMITS: [&str; 3] = ["query_timeout", "query_memory", "query_value_too_large"];
 
 fn part(part: &Value) -> String {
@@ -68,10 +68,10 @@ fn outcome(world: &World, sql: &str, params: Params) -> (&'static str, String) {
 }
 
 /// Whether a plain question is answered. A step that cannot be interrupted may outlast the first
-/// question's own two seconds in an unoptimised build.
+/// question's own time in an unoptimised build.
 fn answers(world: &World) -> bool {
     let ask = || outcome(world, "SELECT count(*) AS n FROM cpu", Params::None).1;
-    (0..5).any(|_| ask() == "n\n7\n")
+    (0..10).any(|_| ask() == "n\n7\n")
 }
 
 /// Memory is given back when the task has ended, which may be a moment after its answer.
@@ -84,37 +84,52 @@ fn settled(world: &World) -> bool {
     world.block_on(async { tokio::time::timeout(HANG, given_back).await.is_ok() })
 }
 
-#[test]
-fn s2_hostile_statements_are_refused_or_end_and_the_next_question_is_answered() {
-    let entries: Vec<Value> = serde_json::from_str(CORPUS).unwrap();
-    assert!(entries.len() >= 120, "only {} entries", entries.len());
-    let limits =
-        QueryLimits { timeout: Duration::from_secs(2), memory_bytes: 16 << 20, ..limits() };
+/// A filled store whose queries end after so long by the real clock.
+fn world(timeout: Duration) -> World {
+    let limits = QueryLimits { timeout, memory_bytes: 16 << 20, ..limits() };
     let clock = SimClock::at(NEW_YEAR_NS + 60 * MINUTE_NS);
     let world = World::with(limits, clock, Arc::new(SystemClock::new()));
     world.fill();
-    let mut wrong = Vec::new();
-    for entry in &entries {
-        let sql = statement(entry);
-        let shown: String = sql.chars().take(120).collect();
-        let params = Params::from_json(entry["params"].clone()).unwrap();
-        let (code, seen) = outcome(&world, &sql, params);
-        if !expected(entry).contains(&code) {
-            let seen: String = seen.chars().take(200).collect();
-            wrong.push(format!("{shown}\n    {code}: {seen}"));
-        }
-        if seen.contains(CANARY) || seen.contains("root:") || seen.contains("/data") {
-            wrong.push(format!("{shown}\n    shows what it must not: {seen}"));
-        }
-        if seen.len() > 2000 && code != "ok" {
-            wrong.push(format!("{shown}\n    answers {} bytes of error", seen.len()));
-        }
-        if !answers(&world) {
-            wrong.push(format!("{shown}\n    and then a plain question has no answer"));
-        }
-        if !settled(&world) {
-            wrong.push(format!("{shown}\n    and then memory that is not given back"));
-        }
-    }
+    world
+}
+
+/// What is wrong with the answer to one statement.
+fn complaint(world: &World, entry: &Value) -> Option<String> {
+    let sql = statement(entry);
+    let params = Params::from_json(entry["params"].clone()).unwrap();
+    let (code, seen) = outcome(world, &sql, params);
+    let start: String = seen.chars().take(200).collect();
+    let hidden = [CANARY, "root:", "/data"];
+    let wrong = if !expected(entry).contains(&code) {
+        format!("{code}: {start}")
+    } else if hidden.iter().any(|h| seen.contains(h)) {
+        format!("shows what it must not: {start}")
+    } else if seen.len() > 2000 && code != "ok" {
+        format!("answers {} bytes of error: {start}", seen.len())
+    } else if !answers(world) {
+        "and then a plain question has no answer".to_owned()
+    } else if !settled(world) {
+        "and then memory that is not given back".to_owned()
+    } else {
+        return None;
+    };
+    let shown: String = sql.chars().take(120).collect();
+    Some(format!("{shown}\n    {wrong}"))
+}
+
+#[test]
+fn hostile_statements_are_refused_or_end_and_the_next_question_is_answered() {
+    let entries: Vec<Value> = serde_json::from_str(CORPUS).unwrap();
+    assert!(entries.len() >= 120, "only {} entries", entries.len());
+    // Only a statement that may run out of time is given little: on a busy machine any other
+    // would, too.
+    let (hasty, patient) = (world(Duration::from_secs(1)), world(HANG));
+    let wrong: Vec<String> = entries
+        .iter()
+        .filter_map(|entry| {
+            let may_be_late = expected(entry).contains(&"query_timeout");
+            complaint(if may_be_late { &hasty } else { &patient }, entry)
+        })
+        .collect();
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), entries.len(), wrong.join("\n"));
 }

@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::error::QueryError;
 
+/// Bytes of one text.
+const TEXT_BYTES_MAX: usize = 1 << 20;
+
 /// Values for `$1`, `$2` … or `$name`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Params {
@@ -70,6 +73,12 @@ fn scalar(value: &Value) -> Result<ScalarValue, QueryError> {
     Ok(match value {
         Value::Null => ScalarValue::Null,
         Value::Bool(b) => ScalarValue::Boolean(Some(*b)),
+        Value::String(s) if s.len() > TEXT_BYTES_MAX => {
+            return Err(QueryError::Params(format!(
+                "a text has {} bytes, the limit is {TEXT_BYTES_MAX}",
+                s.len()
+            )));
+        }
         Value::String(s) => ScalarValue::Utf8(Some(s.clone())),
         Value::Number(n) => match (n.as_i64(), n.as_u64(), n.as_f64()) {
             (Some(i), _, _) => ScalarValue::Int64(Some(i)),

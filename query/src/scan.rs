@@ -6,7 +6,7 @@
 use std::{fmt, ops::Range, sync::Arc};
 
 use datafusion::{
-    arrow::datatypes::SchemaRef,
+    arrow::{array::RecordBatch, datatypes::SchemaRef},
     common::tree_node::TreeNodeRecursion,
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
@@ -22,7 +22,7 @@ use datafusion::{
     },
 };
 use futures::StreamExt;
-use millrace_storage::Scan;
+use millrace_storage::{ReadError, Scan};
 
 use crate::provider::read_error;
 
@@ -72,6 +72,21 @@ impl TelemetryScanExec {
         ] {
             MetricBuilder::new(&self.metrics).counter(name, partition).add(value);
         }
+    }
+}
+
+/// A group of series as batches of the session's size. Storage returns a group as a whole, and
+/// one long series can be millions of rows, while limits on what functions make are for a batch.
+fn pieces(
+    group: std::result::Result<RecordBatch, ReadError>,
+    rows_max: usize,
+) -> Vec<Result<RecordBatch>> {
+    match group {
+        Ok(group) => (0..group.num_rows())
+            .step_by(rows_max)
+            .map(|at| Ok(group.slice(at, rows_max.min(group.num_rows() - at))))
+            .collect(),
+        Err(e) => vec![Err(read_error(e))],
     }
 }
 
@@ -144,14 +159,16 @@ impl ExecutionPlan for TelemetryScanExec {
     fn execute(
         &self,
         partition: usize,
-        _context: Arc<TaskContext>,
+        context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
         self.record_pruning(partition);
         let metrics = BaselineMetrics::new(&self.metrics, partition);
-        let rows = self.scan.stream(partition).map(move |batch| {
-            let batch = batch.map_err(read_error)?;
-            Ok(batch.record_output(&metrics))
-        });
+        let rows_max = context.session_config().batch_size().max(1);
+        let rows = self
+            .scan
+            .stream(partition)
+            .flat_map(move |batch| futures::stream::iter(pieces(batch, rows_max)))
+            .map(move |batch| Ok(batch?.record_output(&metrics)));
         let schema = Arc::clone(&self.scan.schema);
         let stream: SendableRecordBatchStream =
             Box::pin(RecordBatchStreamAdapter::new(schema, rows));

@@ -9,6 +9,7 @@ use datafusion::{
         CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
         MemorySchemaProvider, SchemaProvider, information_schema::INFORMATION_SCHEMA,
     },
+    common::tree_node::{TreeNode, TreeNodeRecursion},
     error::Result,
     execution::{
         FunctionRegistry, SessionStateBuilder, SessionStateDefaults,
@@ -16,7 +17,9 @@ use datafusion::{
         object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry},
         runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
+    logical_expr::{Expr, LogicalPlan},
     prelude::{SessionConfig, SessionContext},
+    scalar::ScalarValue,
 };
 use millrace_storage::TenantSnapshot;
 
@@ -31,6 +34,31 @@ use crate::{
 
 /// The name of the one catalogue.
 pub(crate) const CATALOG: &str = "millrace";
+
+/// Rows of a batch.
+const BATCH_ROWS: usize = 8192;
+/// Bytes that all constants of a plan may take when they are repeated for each row of a batch.
+const CONSTANTS_BYTES: usize = 64 << 20;
+
+/// Rows of a batch for this plan. An operator may repeat a constant for each row, so that a text
+/// of 1 MiB would become 8 GiB; the longer the constants, the fewer rows go together.
+pub(crate) fn batch_rows(plan: &LogicalPlan) -> Result<usize> {
+    let mut bytes = 0usize;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| match expr {
+                Expr::Literal(value, _) => {
+                    bytes += value.size().saturating_sub(size_of::<ScalarValue>());
+                    Ok(TreeNodeRecursion::Continue)
+                }
+                // A list is looked up in and not repeated.
+                Expr::InList(_) => Ok(TreeNodeRecursion::Jump),
+                _ => Ok(TreeNodeRecursion::Continue),
+            })
+        })
+    })?;
+    Ok((CONSTANTS_BYTES / bytes.max(1)).clamp(16, BATCH_ROWS))
+}
 
 /// What a query runs within.
 pub(crate) struct Bounds<'a> {
@@ -56,7 +84,7 @@ pub(crate) fn open(
         .with_default_catalog_and_schema(CATALOG, database)
         .with_create_default_catalog_and_schema(false)
         .with_target_partitions(bounds.limits.partitions)
-        .with_batch_size(8192);
+        .with_batch_size(BATCH_ROWS);
     let mut state = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime(bounds)?)

@@ -19,7 +19,7 @@ fn code<T>(result: Result<T, QueryError>) -> &'static str {
 }
 
 #[test]
-fn s5_the_fifth_query_waits_and_the_twenty_first_is_refused() {
+fn the_fifth_query_waits_and_the_twenty_first_is_refused() {
     let world = World::sample();
     let mut running: Vec<QueryAnswer> =
         (0..4).map(|_| world.block_on(start(&world, ENDLESS)).unwrap()).collect();
@@ -151,7 +151,7 @@ fn rows_in_files_and_in_memory_are_one_table() {
 }
 
 #[test]
-fn t1_another_tenant_is_not_seen_in_any_listing() {
+fn a1_another_tenant_is_not_seen_in_any_listing() {
     let world = World::sample();
     for sql in [
         "SELECT * FROM information_schema.tables",

@@ -33,6 +33,8 @@ pub(crate) const VALUE_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of one value made of constants alone. It becomes part of the plan, which is copied, hashed
 /// and printed many times, so it is bounded more tightly.
 const CONSTANT_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of all constants that functions make for one query.
+const CONSTANTS_BYTES_MAX: u64 = 8 << 20;
 /// Bytes of one call's result for all rows of a batch.
 const BATCH_BYTES_MAX: u64 = 128 << 20;
 /// A row whose bound is over this many times what a value may have is refused before it is
@@ -159,10 +161,13 @@ impl ScalarUDFImpl for Bounded {
             return self.by_slices(&args, &starts);
         }
         let made = self.inner.invoke_with_args(args)?;
-        match &made {
+        let bytes = match &made {
             ColumnarValue::Array(array) => self.weigh(array.as_ref(), value_max)?,
             ColumnarValue::Scalar(value) => self.weigh(value.to_array()?.as_ref(), value_max)?,
         };
+        if scalars && self.stop.constants(bytes) > CONSTANTS_BYTES_MAX {
+            return Err(self.refused(value_max));
+        }
         Ok(made)
     }
 }

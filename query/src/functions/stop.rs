@@ -9,7 +9,7 @@ use std::{
     hash::{Hash, Hasher},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -21,6 +21,7 @@ use crate::error::QueryError;
 struct State {
     ended: AtomicBool,
     refusal: OnceLock<QueryError>,
+    constants: AtomicU64,
 }
 
 /// Shared by one query's functions. All flags are equal, so that two expressions with the same
@@ -37,6 +38,11 @@ impl Stop {
     /// Remembers the first refusal and returns it.
     pub(crate) fn refuse(&self, error: QueryError) -> DataFusionError {
         DataFusionError::External(Box::new(self.0.refusal.get_or_init(|| error).clone()))
+    }
+
+    /// Adds bytes of constants that functions made; returns all of this query's.
+    pub(crate) fn constants(&self, bytes: u64) -> u64 {
+        self.0.constants.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes)
     }
 
     /// An error once the query has ended or something in it was refused.
