@@ -53,18 +53,21 @@ pub trait Lane: Send {
     fn check_all(&mut self, place: &Place) -> Result<Verdict, Failed>;
 }
 
-/// A connection that is opened again when the server has moved.
+/// A server may close a connection that has been idle for longer.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// A connection that is opened again when the server has moved, or when it has been idle.
 #[derive(Debug, Default)]
-struct Line(Option<(u64, Connection)>);
+struct Line(Option<(u64, Instant, Connection)>);
 
 impl Line {
     fn to(&mut self, place: &Place, token: &str) -> Result<&mut Connection, Failed> {
-        let life = place.life;
-        let open = match self.0.take().filter(|(of, _)| *of == life) {
-            Some((_, open)) => open,
+        let fits = |life: u64, used: Instant| life == place.life && used.elapsed() < IDLE_MAX;
+        let open = match self.0.take().filter(|(life, used, _)| fits(*life, *used)) {
+            Some((_, _, open)) => open,
             None => Connection::open(&place.base, &tls(&place.ca_pem)?, token)?,
         };
-        let (_, open) = self.0.insert((life, open));
+        let (_, _, open) = self.0.insert((place.life, Instant::now(), open));
         token.clone_into(&mut open.token);
         Ok(open)
     }

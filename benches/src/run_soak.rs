@@ -167,7 +167,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     }
     let cost = stage.finish(&loaded)?;
     let more = More::from_iter([
-        ("seconds".to_owned(), json!(round(started.elapsed().as_secs_f64(), 1))),
+        ("seconds".to_owned(), json!(round(loaded.sent.wall.as_secs_f64(), 1))),
         ("checks".to_owned(), json!(checks)),
         ("restarts".to_owned(), json!(restarts)),
     ]);
