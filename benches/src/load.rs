@@ -1,273 +1,163 @@
-//! A client that costs little: HTTP/1.1 with keep-alive over rustls, one request at a time per
-//! connection, no allocation per request beyond its body.
+//! Sending batches of line protocol over several connections and timing each answer.
 //!
-//! Owns: sending batches over several connections and timing each answer.
+//! Owns: who sends which batch when, and what an ack's time is. Without a pace each connection
+//! takes the next batch when it has its answer. With a pace every batch is due at a time of its
+//! own and its ack counts from then, so that a server that falls behind is seen to.
+//! Never: takes anything but a success for an ack.
 
 use std::{
-    io::{Read, Write},
-    net::TcpStream,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
-use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+use crate::{
+    http::{Connection, tls},
+    server::Failed,
 };
 
-use crate::server::Failed;
+/// Where rows are posted.
+pub const WRITE: &str = "/api/v3/write_lp?db=default&precision=nanosecond";
+/// How long a batch is offered to a server that says it is busy.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a busy server is left alone.
+const BACK_OFF: Duration = Duration::from_millis(50);
 
-/// TLS settings that trust exactly one CA and offer HTTP/1.1.
-pub fn tls(ca_pem: &str) -> Result<Arc<ClientConfig>, Failed> {
-    let mut roots = RootCertStore::empty();
-    for der in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-        roots.add(der?)?;
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
-/// One connection.
-#[derive(Debug)]
-pub struct Connection {
-    stream: StreamOwned<ClientConnection, TcpStream>,
-    token: String,
-    buffer: Vec<u8>,
-}
-
-impl Connection {
-    /// Opens a connection to `https://127.0.0.1:PORT`.
-    pub fn open(base: &str, tls: &Arc<ClientConfig>, token: &str) -> Result<Self, Failed> {
-        let socket = TcpStream::connect(base.trim_start_matches("https://"))?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(Duration::from_secs(120)))?;
-        let connection =
-            ClientConnection::new(Arc::clone(tls), ServerName::try_from("127.0.0.1")?)?;
-        let stream = StreamOwned::new(connection, socket);
-        Ok(Self { stream, token: token.to_owned(), buffer: vec![0; 64 << 10] })
-    }
-
-    /// Sends one request and reads the whole answer: status and body.
-    pub fn request(
-        &mut self,
-        method: &str,
-        path: &str,
-        body: &[u8],
-    ) -> Result<(u16, Vec<u8>), Failed> {
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {}\r\n\
-             content-type: {}\r\ncontent-length: {}\r\n\r\n",
-            self.token,
-            // Line protocol never begins with a brace.
-            if body.starts_with(b"{") { "application/json" } else { "text/plain" },
-            body.len()
-        );
-        self.stream.write_all(head.as_bytes())?;
-        self.stream.write_all(body)?;
-        self.stream.flush()?;
-        let mut answer = Answer::default();
-        loop {
-            let n = self.stream.read(&mut self.buffer)?;
-            if n == 0 {
-                return Err(Failed("the server closed the connection".into()));
-            }
-            if answer.take(self.buffer.get(..n).unwrap_or_default()) {
-                return Ok((answer.status, answer.body));
-            }
-        }
-    }
-}
-
-/// An answer as it arrives: each byte is looked at once, however long the body is.
-#[derive(Debug, Default)]
-struct Answer {
-    status: u16,
-    body: Vec<u8>,
-    /// Bytes not yet understood: part of a head, or of a chunk's size line.
-    raw: Vec<u8>,
-    state: State,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Status line and headers.
-    #[default]
-    Head,
-    /// So many bytes of body to go.
-    Body(usize),
-    /// The line with a chunk's size.
-    ChunkSize,
-    /// So many bytes of the chunk and its line end to go.
-    Chunk(usize),
-    /// The line end after the last chunk.
-    End,
-    Done,
-}
-
-impl Answer {
-    /// Takes more bytes; whether the answer is whole.
-    fn take(&mut self, bytes: &[u8]) -> bool {
-        self.raw.extend_from_slice(bytes);
-        let raw = std::mem::take(&mut self.raw);
-        let mut rest = raw.as_slice();
-        while self.state != State::Done {
-            let Some(next) = self.step(rest) else { break };
-            rest = next;
-        }
-        self.raw = rest.to_vec();
-        self.state == State::Done
-    }
-
-    /// One piece from the front of `rest`; `None` if it is not all there yet.
-    fn step<'a>(&mut self, rest: &'a [u8]) -> Option<&'a [u8]> {
-        let line = || rest.windows(2).position(|w| w == b"\r\n");
-        match self.state {
-            State::Head => {
-                let end = rest.windows(4).position(|w| w == b"\r\n\r\n")?;
-                let head = String::from_utf8_lossy(rest.get(..end)?).to_lowercase();
-                self.status = head.get(9..12).and_then(|s| s.parse().ok()).unwrap_or(0);
-                let length = head.lines().find_map(|l| l.strip_prefix("content-length:"));
-                let length = length.and_then(|l| l.trim().parse().ok()).unwrap_or(0);
-                self.state = match (head.contains("transfer-encoding: chunked"), length) {
-                    (true, _) => State::ChunkSize,
-                    (false, 0) => State::Done,
-                    (false, length) => State::Body(length),
-                };
-                rest.get(end + 4..)
-            }
-            State::Body(left) => {
-                let now = self.body_bytes(rest, left)?;
-                self.state = if now == left { State::Done } else { State::Body(left - now) };
-                rest.get(now..)
-            }
-            State::ChunkSize => {
-                let end = line()?;
-                let size = String::from_utf8_lossy(rest.get(..end)?).into_owned();
-                let size = usize::from_str_radix(size.split(';').next()?.trim(), 16).ok()?;
-                self.state = if size == 0 { State::End } else { State::Chunk(size) };
-                rest.get(end + 2..)
-            }
-            State::Chunk(0) => {
-                rest.get(..2)?;
-                self.state = State::ChunkSize;
-                rest.get(2..)
-            }
-            State::Chunk(left) => {
-                let now = self.body_bytes(rest, left)?;
-                self.state = State::Chunk(left - now);
-                rest.get(now..)
-            }
-            State::End => {
-                let end = line()?;
-                self.state = State::Done;
-                rest.get(end + 2..)
-            }
-            State::Done => None,
-        }
-    }
-
-    fn body_bytes(&mut self, rest: &[u8], left: usize) -> Option<usize> {
-        let now = rest.len().min(left);
-        self.body.extend_from_slice(rest.get(..now)?);
-        (now > 0).then_some(now)
-    }
+/// One request's worth of rows.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Line protocol.
+    pub body: Vec<u8>,
+    /// Its lines.
+    pub lines: u64,
+    /// Whose it is: the position of a token.
+    pub caller: usize,
 }
 
 /// What sending came to.
 #[derive(Debug, Default)]
 pub struct Sent {
-    /// Time of each acked request, from its first byte to the end of its answer.
+    /// Time of each acked request, from its first byte (or from when it was due) to the end of
+    /// its answer.
     pub acks: Vec<Duration>,
     /// Wall time from the first byte of all to the last answer.
     pub wall: Duration,
+    /// Requests that the server put off as busy and that were sent again.
+    pub put_off: u64,
 }
 
-/// Sends every batch, in order, over `connections` connections; each takes the next one when it
-/// has its answer. Fails on the first batch that is not acked whole.
+/// How to send.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The server.
+    pub base: &'a str,
+    /// Its CA, PEM.
+    pub ca_pem: &'a str,
+    /// The tokens of the callers.
+    pub tokens: &'a [String],
+    /// Connections at the same time.
+    pub connections: usize,
+    /// Rows per second of all connections together; as fast as it goes if `None`.
+    pub rows_per_s: Option<f64>,
+}
+
+/// Posts one batch until it is acked whole; how often the server put it off.
+pub fn post(connection: &mut Connection, body: &[u8]) -> Result<u64, Failed> {
+    let begun = Instant::now();
+    let mut put_off = 0;
+    loop {
+        let (status, answer) = connection.request("POST", WRITE, body)?;
+        match status {
+            200..300 => return Ok(put_off),
+            429 | 503 if begun.elapsed() < PATIENCE => {
+                put_off += 1;
+                std::thread::park_timeout(BACK_OFF);
+            }
+            _ => {
+                let text = String::from_utf8_lossy(&answer);
+                return Err(Failed(format!("a batch was answered {status}: {text}")));
+            }
+        }
+    }
+}
+
+/// When each batch is due, from the start.
+fn due(batches: &[Batch], rows_per_s: f64) -> Vec<Duration> {
+    let mut rows = 0;
+    let mut at = |batch: &Batch| {
+        let due = Duration::from_secs_f64(rows as f64 / rows_per_s);
+        rows += batch.lines;
+        due
+    };
+    batches.iter().map(&mut at).collect()
+}
+
+/// Waits until `at`.
+pub fn wait_until(at: Instant) {
+    while let Some(left) = at.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
+        std::thread::park_timeout(left);
+    }
+}
+
+/// Sends every batch; fails on the first that is not acked whole.
 pub fn send_all(
-    base: &str,
-    ca_pem: &str,
-    token: &str,
-    path: &str,
-    batches: &[Vec<u8>],
-    connections: usize,
-    progress: &(dyn Fn(usize) + Sync),
+    plan: &Plan<'_>,
+    batches: &[Batch],
+    progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Sent, Failed> {
-    let tls = tls(ca_pem)?;
+    let tls = tls(plan.ca_pem)?;
     let mut open = Vec::new();
-    for _ in 0..connections {
-        let mut connection = Connection::open(base, &tls, token)?;
+    for _ in 0..plan.connections {
+        let mut connection = Connection::open(plan.base, &tls, "")?;
         // The handshake is not part of the load.
         connection.request("GET", "/health", b"")?;
         open.push(connection);
     }
+    let due = plan.rows_per_s.map(|rate| due(batches, rate)).unwrap_or_default();
     let next = AtomicUsize::new(0);
     let started = Instant::now();
-    let results: Vec<Result<Vec<Duration>, Failed>> = std::thread::scope(|scope| {
-        let work: Vec<_> = open
-            .into_iter()
-            .map(|mut connection| {
-                let next = &next;
-                scope.spawn(move || {
-                    let mut acks = Vec::new();
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(batch) = batches.get(at) else { return Ok(acks) };
-                        let begun = Instant::now();
-                        let (status, body) = connection.request("POST", path, batch)?;
-                        if !(200..300).contains(&status) {
-                            let body = String::from_utf8_lossy(&body).into_owned();
-                            return Err(Failed(format!(
-                                "batch {at} was answered {status}: {body}"
-                            )));
-                        }
-                        acks.push(begun.elapsed());
-                        progress(at);
-                    }
-                })
-            })
-            .collect();
+    let one = |mut connection: Connection| {
+        let mut sent = Sent::default();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(batch) = batches.get(at) else { return Ok(sent) };
+            let begun = due.get(at).map(|after| started + *after);
+            if let Some(begun) = begun {
+                wait_until(begun);
+            }
+            let begun = begun.unwrap_or_else(Instant::now);
+            let token = plan.tokens.get(batch.caller).map(String::as_str).unwrap_or_default();
+            token.clone_into(&mut connection.token);
+            sent.put_off += post(&mut connection, &batch.body)?;
+            sent.acks.push(begun.elapsed());
+            progress(batch.lines);
+        }
+    };
+    let one = &one;
+    let results: Vec<Result<Sent, Failed>> = std::thread::scope(|scope| {
+        let work: Vec<_> =
+            open.into_iter().map(|connection| scope.spawn(move || one(connection))).collect();
         work.into_iter()
             .map(|w| w.join().unwrap_or_else(|_| Err(Failed("a sender panicked".into()))))
             .collect()
     });
-    let mut sent = Sent { acks: Vec::new(), wall: started.elapsed() };
-    for acks in results {
-        sent.acks.append(&mut acks?);
+    let mut all = Sent { wall: started.elapsed(), ..Sent::default() };
+    for sent in results {
+        let mut sent = sent?;
+        all.acks.append(&mut sent.acks);
+        all.put_off += sent.put_off;
     }
-    Ok(sent)
+    Ok(all)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The answer after all of `bytes`, given in pieces of `size`; `None` if it is not whole.
-    fn read(bytes: &[u8], size: usize) -> Option<(u16, Vec<u8>)> {
-        let mut answer = Answer::default();
-        let whole = bytes.chunks(size).any(|piece| answer.take(piece));
-        whole.then_some((answer.status, answer.body))
-    }
-
     #[test]
-    fn an_answer_is_read_when_it_is_whole_and_not_before() {
-        let chunked =
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n";
-        for size in [1, 2, 3, 7, 1000] {
-            assert_eq!(read(b"HTTP/1.1 204 No Content\r\n\r\n", size), Some((204, vec![])));
-            assert_eq!(read(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nh", size), None);
-            let plain = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
-            assert_eq!(read(plain, size), Some((200, b"hi".to_vec())));
-            assert_eq!(read(chunked, size), Some((200, b"hi!".to_vec())));
-            assert_eq!(read(&chunked[..chunked.len() - 1], size), None);
-        }
+    fn a_batch_is_due_when_the_rows_before_it_are_through() {
+        let batches: Vec<Batch> =
+            [100, 50, 10].map(|lines| Batch { lines, ..Batch::default() }).into();
+        let seconds: Vec<f64> = due(&batches, 100.0).iter().map(Duration::as_secs_f64).collect();
+        assert_eq!(seconds, [0.0, 1.0, 1.5]);
     }
 }

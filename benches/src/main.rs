@@ -9,6 +9,9 @@
     reason = "a benchmark measures the machine itself and reports to a terminal"
 )]
 
+mod run_fleet;
+mod run_shopfloor;
+mod run_soak;
 mod run_tsbs;
 
 use std::process::ExitCode;
@@ -25,8 +28,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// TSBS cpu-only through line protocol: load, settle, verify every figure, measure.
+    /// TSBS cpu-only through line protocol or Flight: load, settle, verify every figure, measure.
     Tsbs(run_tsbs::Args),
+    /// 200 machines with 14 fields at 1 Hz: gauges of three decimals, a counter, two texts.
+    Shopfloor(run_shopfloor::ShopFloorArgs),
+    /// The same with a share of rows hours to weeks late and some sent twice.
+    Backfill(run_shopfloor::BackfillArgs),
+    /// Ten thousand tenants with a few tables and a few rows each.
+    Fleet(run_fleet::Args),
+    /// Everything at once for a while, checked all the time, through kills and restarts.
+    Soak(run_soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +47,10 @@ fn main() -> ExitCode {
     }
     let outcome = match Cli::parse().command {
         Command::Tsbs(args) => run_tsbs::run(&args),
+        Command::Shopfloor(args) => run_shopfloor::run(&args),
+        Command::Backfill(args) => run_shopfloor::run_backfill(&args),
+        Command::Fleet(args) => run_fleet::run(&args),
+        Command::Soak(args) => run_soak::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,7 +2,10 @@
 //!
 //! Owns: what each asks. Names are the suite's own, so that figures can be set beside others'.
 
-use crate::tsbs::{FIELDS, Random, START_S, TABLE};
+use crate::{
+    random::Random,
+    tsbs::{FIELDS, START_S, TABLE},
+};
 
 /// One kind of query.
 #[derive(Debug, Clone, Copy)]

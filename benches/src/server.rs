@@ -58,22 +58,33 @@ pub fn admin(args: &[&str], data: &Path) -> Result<String, Failed> {
     }
 }
 
+/// Runs an administrative command with `--json` and takes one member of its answer.
+fn admin_text(args: &[&str], data: &Path, member: &str) -> Result<String, Failed> {
+    let said = admin(&[args, &["--json"]].concat(), data)?;
+    let answer: serde_json::Value = serde_json::from_str(&said)?;
+    let text = answer.get(member).and_then(|m| m.as_str());
+    text.map(str::to_owned).ok_or_else(|| Failed(format!("no {member} in what {args:?} said")))
+}
+
 /// Makes a tenant and returns a token that may write and read.
 pub fn tenant(data: &Path, name: &str) -> Result<String, Failed> {
     admin(&["tenant", "create", name], data)?;
-    let said =
-        admin(&["token", "create", "--tenant", name, "--scope", "write,read", "--json"], data)?;
-    let token = said.split("mrt_").nth(1).map(|tail| {
-        let end = tail.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-');
-        format!("mrt_{}", tail.get(..end.unwrap_or(tail.len())).unwrap_or_default())
-    });
-    token.ok_or_else(|| Failed(format!("no token in: {said}")))
+    admin_text(&["token", "create", "--tenant", name, "--scope", "write,read"], data, "token")
+}
+
+/// Makes a claim code for a device of a tenant.
+pub fn claim(data: &Path, tenant: &str) -> Result<String, Failed> {
+    admin_text(&["device", "claim", "--tenant", tenant], data, "code")
 }
 
 impl Server {
-    /// Starts it and waits until it says where it listens. Its log goes to `log`.
-    pub fn start(data: &Path) -> Result<Self, Failed> {
-        let mut child = command(&["serve", "--listen", "127.0.0.1:0"], data)?
+    /// Starts it with these further options and waits until it says where it listens. Its log goes
+    /// beside the folder.
+    pub fn start(data: &Path, options: &[String]) -> Result<Self, Failed> {
+        // The queries that verify a run may take long; their time is not a figure.
+        let fixed = ["serve", "--listen", "127.0.0.1:0", "--query-timeout", "3600"];
+        let mut child = command(&fixed, data)?
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -124,11 +135,25 @@ impl Server {
         Duration::from_millis((ticks(11) + ticks(12)) * 10)
     }
 
+    /// The operator's token of this server.
+    pub fn operator_token(&self) -> Result<String, Failed> {
+        Ok(std::fs::read_to_string(self.data.join("operator.token"))?.trim().to_owned())
+    }
+
     /// Peak resident memory, MiB.
     pub fn rss_mib(&self) -> f64 {
+        self.status_mib("VmHWM:")
+    }
+
+    /// Resident memory now, MiB.
+    pub fn rss_now_mib(&self) -> f64 {
+        self.status_mib("VmRSS:")
+    }
+
+    fn status_mib(&self, name: &str) -> f64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let text = text.unwrap_or_default();
-        let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let line = text.lines().find_map(|l| l.strip_prefix(name));
         let kib: f64 = line
             .and_then(|l| l.split_whitespace().next())
             .and_then(|n| n.parse().ok())
@@ -151,8 +176,16 @@ impl Server {
         }
     }
 
+    /// Ends it as a power cut would end the process; the CPU time of its whole life.
+    pub fn kill(&mut self) -> Result<Duration, Failed> {
+        let cpu = self.cpu();
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(cpu)
+    }
+
     /// Ends it gracefully; the CPU time of its whole life.
-    pub fn stop(mut self) -> Result<Duration, Failed> {
+    pub fn stop(&mut self) -> Result<Duration, Failed> {
         let id = self.child.id();
         Command::new("kill").arg("-TERM").arg(id.to_string()).status()?;
         let deadline = Instant::now() + Duration::from_secs(120);
@@ -184,9 +217,20 @@ impl Drop for Server {
     }
 }
 
-/// Bytes of the files below a folder: in the log (`wal` folders) and elsewhere.
-pub fn bytes_on_disk(folder: &Path) -> (u64, u64) {
-    let (mut log, mut other) = (0, 0);
+/// What lies in a data folder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OnDisk {
+    /// Bytes of the log (`wal` folders).
+    pub log_bytes: u64,
+    /// Bytes of everything else.
+    pub stored_bytes: u64,
+    /// Files that are not the log.
+    pub stored_files: u64,
+}
+
+/// Measures the files below a folder.
+pub fn on_disk(folder: &Path) -> OnDisk {
+    let mut found = OnDisk::default();
     let mut folders = vec![(folder.to_path_buf(), false)];
     while let Some((folder, in_log)) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -195,11 +239,12 @@ pub fn bytes_on_disk(folder: &Path) -> (u64, u64) {
             if meta.is_dir() {
                 folders.push((entry.path(), in_log));
             } else if in_log {
-                log += meta.len();
+                found.log_bytes += meta.len();
             } else {
-                other += meta.len();
+                found.stored_bytes += meta.len();
+                found.stored_files += 1;
             }
         }
     }
-    (log, other)
+    found
 }
