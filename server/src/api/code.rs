@@ -112,6 +112,8 @@ codes! {
     QueryTimeout = "query_timeout", REQUEST_TIMEOUT;
     /// The statement needed too much memory.
     QueryMemory = "query_memory", PAYLOAD_TOO_LARGE;
+    /// One value, or the values of one batch, grew too large.
+    QueryValueTooLarge = "query_value_too_large", PAYLOAD_TOO_LARGE;
     /// Too many statements run and wait.
     TooManyQueries = "too_many_queries", TOO_MANY_REQUESTS;
     /// Data cannot be read now.
@@ -132,6 +134,7 @@ impl Code {
             "sql_invalid" => Self::SqlInvalid,
             "query_timeout" => Self::QueryTimeout,
             "query_memory" => Self::QueryMemory,
+            "query_value_too_large" => Self::QueryValueTooLarge,
             "too_many_queries" => Self::TooManyQueries,
             "data_unavailable" => Self::DataUnavailable,
             _ => Self::Internal,

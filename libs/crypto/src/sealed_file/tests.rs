@@ -250,7 +250,7 @@ fn d6_an_object_made_for_two_keys_is_refused_by_its_commitment() {
 }
 
 #[test]
-fn t6_two_seals_of_one_plaintext_share_no_nonce_and_no_ciphertext() {
+fn d6_two_seals_of_one_plaintext_share_no_nonce_and_no_ciphertext() {
     let ring = Ring::usual();
     let entropy = SimEntropy::seeded(5);
     let plain = vec![0u8; 2 * CHUNK + 64];
