@@ -168,6 +168,7 @@ pub async fn run(
     settings: Settings,
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> Result<(), StartError> {
+    let mut stop_signal = Box::pin(stop_signal().map_err(io("signals"))?);
     let control = control(&settings.data_dir, settings.root_key.clone())?;
     let metrics = metrics()?;
     let tls_dir = settings.data_dir.join("tls");
@@ -184,7 +185,11 @@ pub async fn run(
         &key,
         control.catalog.device_ca_pem(),
     )?;
-    let engine = storage(&control, &settings).await?;
+    // A replay may be long; given up, it left everything as it was.
+    let engine = tokio::select! {
+        engine = storage(&control, &settings) => engine?,
+        () = &mut stop_signal => return Ok(()),
+    };
     let query = query(&control, &engine, &settings)?;
     let state = Arc::new(api::State {
         clock: Arc::clone(&control.clock),
@@ -202,7 +207,7 @@ pub async fn run(
     ready(acceptor.local_addr().map_err(io("the listener's address"))?);
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
-        signal().await;
+        stop_signal.await;
         tracing::info!("stopping: open requests may end, then rows are flushed");
         if stop.send(true).is_err() {
             tracing::debug!("the listener had stopped already");
@@ -218,14 +223,16 @@ pub async fn run(
     Ok(())
 }
 
-/// Ready at Ctrl-C or SIGTERM.
-async fn signal() {
+/// Ready at Ctrl-C or SIGTERM. Both are ours from this call on, not only once it is polled: a stop
+/// that comes right after the start is as orderly as any other.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => tokio::select! {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
             _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        },
-        Err(_) => drop(tokio::signal::ctrl_c().await),
-    }
+            _ = interrupt.recv() => {}
+        }
+    })
 }
