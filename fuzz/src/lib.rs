@@ -2,7 +2,7 @@
 //! same.
 //!
 //! Owns: one module per format that outside or stored bytes are read from, each with its property
-//! and its seeds. A panic, an overflow or a broken property is a finding.
+//! and its seeds. A panic that nothing catches, an overflow or a broken property is a finding.
 //! Never: part of the product. Clock, entropy and disk are the simulated ones, so that an input
 //! does the same every time. Where a checksum or a seal would turn every mutation away at the
 //! door, the target makes it good again after the mutation.
