@@ -4,9 +4,14 @@
 //! its tenant's number, so a row that shows up under another tenant changes that one's figures.
 //! Same options, same bytes, whoever is asked first.
 
+use serde_json::Value;
+
 use crate::{
-    manifest::{Cell, Column, Kind, Manifest, write_line},
+    http::Connection,
+    manifest::{Cell, Column, Kind, Manifest, Verdict, write_line},
     random::Random,
+    server::Failed,
+    verify::{self, Table},
 };
 
 /// The tag that names a series.
@@ -61,6 +66,32 @@ pub fn body(options: &Options, tenant: usize, round: u64, manifests: &mut [Manif
         }
     }
     out.into_bytes()
+}
+
+/// Asks the tenant that `connection` speaks for for all its tables in one query.
+pub fn check(connection: &mut Connection, manifests: &[Manifest]) -> Result<Verdict, Failed> {
+    let mut verdict = Verdict::default();
+    let sent: Vec<(String, &Manifest)> = manifests
+        .iter()
+        .enumerate()
+        .filter(|(_, manifest)| manifest.rows() > 0)
+        .map(|(number, manifest)| (table(number), manifest))
+        .collect();
+    if sent.is_empty() {
+        return Ok(verdict);
+    }
+    let one = |(name, _): &(String, &Manifest)| {
+        verify::sql(&Table { name, series_tag: SERIES_TAG, columns: &COLUMNS })
+    };
+    let queries: Vec<String> = sent.iter().map(one).collect();
+    let rows = connection.ask(&queries.join(" UNION ALL "))?;
+    for (name, expected) in sent {
+        let of = |row: &&Value| row.get("of_table").and_then(Value::as_str) == Some(&name);
+        let own: Vec<Value> = rows.iter().filter(of).cloned().collect();
+        let (found, inexact) = verify::found(&own, &COLUMNS);
+        verdict.merge(&name, verify::judge(&COLUMNS, expected, &found, inexact));
+    }
+    Ok(verdict)
 }
 
 #[cfg(test)]

@@ -215,16 +215,9 @@ impl FleetLane {
     fn ask(&mut self, place: &Place, tenant: usize) -> Result<Verdict, Failed> {
         let mut verdict = Verdict::default();
         let token = self.tokens.get(tenant).cloned().unwrap_or_default();
-        for (number, expected) in self.manifests.get(tenant).into_iter().flatten().enumerate() {
-            if expected.rows() == 0 {
-                continue;
-            }
-            let name = fleet::table(number);
-            let columns = &fleet::COLUMNS;
-            let table = Table { name: &name, series_tag: fleet::SERIES_TAG, columns };
-            let found = verify::check(self.line.to(place, &token)?, &table, expected)?;
-            verdict.merge(&format!("small tenant {tenant}, {name}"), found);
-        }
+        let expected = self.manifests.get(tenant).map(Vec::as_slice).unwrap_or_default();
+        let found = fleet::check(self.line.to(place, &token)?, expected)?;
+        verdict.merge(&format!("small tenant {tenant}"), found);
         Ok(verdict)
     }
 }

@@ -10,12 +10,12 @@ use std::{
 
 use millrace_benches::{
     figures::round,
-    fleet::{self, COLUMNS, Options, SERIES_TAG},
+    fleet::{self, Options},
+    http::Connection,
     load::Batch,
     manifest::{Manifest, Verdict},
     server::Failed,
     stage::{Common, More, Stage, bar, figures, pass},
-    verify::{self, Table},
 };
 use serde_json::{Value, json};
 
@@ -116,7 +116,7 @@ fn each<T: Send>(
     stage: &Stage,
     what: &'static str,
     (count, token): (usize, &str),
-    work: impl Fn(&mut millrace_benches::http::Connection, usize) -> Result<T, Failed> + Sync,
+    work: impl Fn(&mut Connection, usize) -> Result<T, Failed> + Sync,
 ) -> Result<Vec<T>, Failed> {
     let bar = bar(what, count as u64);
     let next = AtomicUsize::new(0);
@@ -158,27 +158,15 @@ fn make_tenants(stage: &Stage, args: &Args) -> Result<Vec<String>, Failed> {
     })
 }
 
-/// Asks every tenant for all its tables in one query.
+/// Asks every tenant.
 fn verify(
     stage: &Stage,
     tokens: &[String],
     manifests: &[Vec<Manifest>],
 ) -> Result<Verdict, Failed> {
-    let names: Vec<String> = (0..manifests.first().map_or(0, Vec::len)).map(fleet::table).collect();
-    let table = |name| verify::sql(&Table { name, series_tag: SERIES_TAG, columns: &COLUMNS });
-    let queries: Vec<String> = names.iter().map(|n| table(n)).collect();
-    let sql = queries.join(" UNION ALL ");
     let verdicts = each(stage, "verifying", (tokens.len(), ""), |connection, at| {
         connection.token = tokens.get(at).cloned().unwrap_or_default();
-        let rows = connection.ask(&sql)?;
-        let mut verdict = Verdict::default();
-        for (name, expected) in names.iter().zip(manifests.get(at).into_iter().flatten()) {
-            let of = |row: &&Value| row.get("of_table").and_then(Value::as_str) == Some(name);
-            let own: Vec<Value> = rows.iter().filter(of).cloned().collect();
-            let (found, inexact) = verify::found(&own, &COLUMNS);
-            verdict.merge(name, verify::judge(&COLUMNS, expected, &found, inexact));
-        }
-        Ok(verdict)
+        fleet::check(connection, manifests.get(at).map(Vec::as_slice).unwrap_or_default())
     })?;
     let mut all = Verdict::default();
     for (at, verdict) in verdicts.into_iter().enumerate() {

@@ -26,8 +26,6 @@ use millrace_benches::{
 };
 use serde_json::json;
 
-/// Small tenants of the fleet lane.
-const TENANTS: usize = 20;
 /// Machines of a floor lane.
 const MACHINES: usize = 50;
 
@@ -43,6 +41,9 @@ pub(crate) struct Args {
     /// Rows of a chapter, after which a lane goes on in a new table.
     #[arg(long, default_value_t = 200_000)]
     chapter_rows: u64,
+    /// Small tenants of the fleet lane.
+    #[arg(long, default_value_t = 20)]
+    tenants: usize,
     /// Requests of a lane between two of its checks.
     #[arg(long, default_value_t = 10)]
     check_every: u64,
@@ -118,7 +119,7 @@ impl Shared {
 /// The command.
 pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     let (mut stage, (tokens, claim)) = Stage::prepared(&args.common, "soak", |data| {
-        let tokens = (0..TENANTS).map(|n| server::tenant(data, &format!("small-{n}")));
+        let tokens = (0..args.tenants).map(|n| server::tenant(data, &format!("small-{n}")));
         Ok((tokens.collect::<Result<Vec<_>, _>>()?, server::claim(data, "bench")?))
     })?;
     let mut lanes = lanes(args, &stage, tokens, &claim)?;
@@ -230,7 +231,7 @@ fn lanes(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let small = fleet::Options {
         seed,
-        tenants: TENANTS,
+        tenants: args.tenants,
         tables: 3,
         rows: 5,
         start_s: now_s.saturating_sub(365 * 24 * 3600),

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     let (sent, sent_bytes) = match args.protocol {
         Protocol::Line => {
             let bytes = batches.iter().map(|b| b.body.len()).sum();
-            (stage.load(common, &[stage.token.clone()], &batches)?, bytes)
+            (stage.load(common, std::slice::from_ref(&stage.token), &batches)?, bytes)
         }
         Protocol::Flight => load_flight(&stage, args, &claims, &batches)?,
     };
