@@ -68,6 +68,7 @@ pub fn options() -> LineOptions {
     LineOptions {
         precision: Precision::Nanosecond,
         default_time_ns: 0,
+        default_time_step_ns: 0,
         limits: RowLimits::default(),
         refusals_max: 100,
     }

@@ -140,6 +140,8 @@ impl Sink {
         let options = LineOptions {
             precision: Precision::Nanosecond,
             default_time_ns: self.clock.now_ns(),
+            // Every line is an event: equal times would make one row of them.
+            default_time_step_ns: 1,
             limits: RowLimits::default(),
             refusals_max: 3,
         };

@@ -23,6 +23,7 @@ fn options(choice: u8) -> LineOptions {
     LineOptions {
         precision: PRECISIONS[usize::from(choice) % PRECISIONS.len()],
         default_time_ns: 1_700_000_000_000_000_000,
+        default_time_step_ns: 1,
         limits: if choice & 0x80 == 0 { RowLimits::default() } else { small },
         refusals_max: if choice & 0x40 == 0 { 100 } else { 1 },
     }

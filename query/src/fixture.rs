@@ -130,6 +130,7 @@ impl World {
         let options = LineOptions {
             precision: Precision::Nanosecond,
             default_time_ns: 0,
+            default_time_step_ns: 0,
             limits: RowLimits::default(),
             refusals_max: 10,
         };

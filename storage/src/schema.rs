@@ -70,6 +70,6 @@ impl TableSchema {
     pub fn next_column_id(&self) -> u32 {
         let tags = self.tags.iter().map(|t| t.id);
         let fields = self.fields.iter().map(|f| f.id);
-        tags.chain(fields).max().unwrap_or(2).max(2) + 1
+        tags.chain(fields).max().unwrap_or(2).max(2).saturating_add(1)
     }
 }

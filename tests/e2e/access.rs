@@ -1,6 +1,6 @@
 //! Who may do what: tenants do not see each other, tokens do what their scopes say.
 
-use millrace_tests::{World, device, http::encode, scan};
+use millrace_tests::{World, device, http::encode, process, scan};
 use serde_json::json;
 
 use crate::NEW_YEAR_NS;
@@ -232,4 +232,21 @@ fn a1_flight_shows_each_tenant_its_own_and_nobody_nothing() {
         let status = device::get(&a, &ca, wrong).unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{wrong:?}: {status:?}");
     }
+}
+
+#[test]
+fn a_command_without_the_ca_or_with_a_mistyped_folder_says_so_and_makes_nothing() {
+    let (world, client) = World::with_tenant();
+    let mut list = world.millrace(&["tenant", "list", "--url", &client.base]);
+    let (fine, _, said) = process::attempt(list.env("MILLRACE_TOKEN", world.operator_token()));
+    assert!(!fine);
+    assert!(said.contains("--ca FILE"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    let nowhere = world.folder().join("nowhere");
+    let path = nowhere.display().to_string();
+    let (fine, _, said) =
+        process::attempt(&mut world.millrace(&["tenant", "list", "--data-dir", &path]));
+    assert!(!fine);
+    assert!(said.contains("not a data directory"), "{said}");
+    assert!(!nowhere.exists());
 }

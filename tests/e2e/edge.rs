@@ -349,7 +349,7 @@ fn d4_hostile_streams_end_with_the_status_that_the_corpus_says_and_leave_nothing
 }
 
 #[test]
-fn a3_a_revoked_device_loses_its_open_stream_even_while_it_is_idle() {
+fn a3_e4_a_revoked_device_loses_its_open_stream_even_while_it_is_idle() {
     let (world, client) = World::with_tenant();
     let device = Device::enrol(&world, "acme");
     let stream = device.stream("default", 1);

@@ -102,6 +102,7 @@ mod tests {
         let options = LineOptions {
             precision: Precision::Nanosecond,
             default_time_ns: 0,
+            default_time_step_ns: 0,
             limits: Default::default(),
             refusals_max: 10,
         };

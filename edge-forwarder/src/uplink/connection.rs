@@ -42,6 +42,11 @@ pub enum ConnectError {
     /// The server's answer to the floor.
     #[error("the server does not say where to go on: {0}")]
     Floor(String),
+    /// The certificate proves nothing any more.
+    #[error(
+        "this device is revoked or unknown to the server, or its certificate has ended; enrol again in a new folder"
+    )]
+    Refused,
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -148,10 +153,11 @@ impl Connection {
             let answer = agent.get(&url).call()?;
             answer.into_body().read_json::<OpenAnswer>()
         });
-        let answer = asked
-            .await
-            .map_err(|e| ConnectError::Floor(e.to_string()))?
-            .map_err(|e| ConnectError::Floor(e.to_string()))?;
+        let answer =
+            asked.await.map_err(|e| ConnectError::Floor(e.to_string()))?.map_err(|e| match e {
+                ureq::Error::StatusCode(401 | 403) => ConnectError::Refused,
+                e => ConnectError::Floor(e.to_string()),
+            })?;
         if answer.key.stream != *stream || answer.key.epoch.0 != epoch {
             return Err(ConnectError::Floor("it names another stream".to_owned()));
         }

@@ -281,6 +281,14 @@ impl Catalog {
         self.ca.certificate_pem()
     }
 
+    /// Whether a tenant may have this name.
+    pub fn check_name(name: &str) -> Result<(), CatalogError> {
+        if valid_name(name) {
+            return Ok(());
+        }
+        Err(CatalogError::Name(name.chars().take(80).collect()))
+    }
+
     /// Makes a tenant. Its keys must have been made under `id` before: see [`Self::new_tenant_id`].
     pub fn create_tenant(
         &self,

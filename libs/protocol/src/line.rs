@@ -117,6 +117,9 @@ pub struct LineOptions {
     pub precision: Precision,
     /// The time of rows that have none, ns since the Unix epoch.
     pub default_time_ns: i64,
+    /// How far the rows of a body that have no time stand apart, ns: 0 for one request, which is
+    /// one moment; 1 where every line is an event of its own that must not replace another.
+    pub default_time_step_ns: i64,
     /// Limits of each row. `limits.fields` also bounds the different fields of one table in a body.
     pub limits: RowLimits,
     /// Refusals listed; all are counted.
@@ -128,6 +131,7 @@ impl Default for LineOptions {
         Self {
             precision: Precision::Nanosecond,
             default_time_ns: 0,
+            default_time_step_ns: 0,
             limits: RowLimits::default(),
             refusals_max: 100,
         }

@@ -36,6 +36,8 @@ pub(crate) fn make_tenant(
     name: &str,
 ) -> Result<Tenant, Problem> {
     let scope = policy::to_operate(principal)?;
+    // Before any key is made: a refused name must leave nothing behind.
+    Catalog::check_name(name)?;
     if catalog.tenant_by_name(name).is_ok() {
         return Err(millrace_control::CatalogError::Exists(name.to_owned()).into());
     }

@@ -61,6 +61,11 @@ pub(crate) async fn post(
     answer(&state, &principal, question).await
 }
 
+/// An unknown format is a wrong parameter of the request, not of the SQL.
+fn bad_format(e: millrace_query::QueryError) -> Problem {
+    Problem::new(Code::BadParameter, e.to_string())
+}
+
 async fn answer(
     state: &Arc<State>,
     principal: &Principal,
@@ -71,7 +76,8 @@ async fn answer(
         .q
         .filter(|q| !q.trim().is_empty())
         .ok_or_else(|| Problem::new(Code::SqlSyntax, "there is no SQL: give it as `q`"))?;
-    let format: Format = question.format.as_deref().unwrap_or("json").parse()?;
+    let format: Format =
+        question.format.as_deref().unwrap_or("json").parse().map_err(bad_format)?;
     let params = Params::from_json(question.params.unwrap_or(Value::Null))?;
     let database = question.db.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".to_owned());
     if database.len() > 63

@@ -57,7 +57,7 @@ fn precision_of(target: &Target, default: Precision) -> Result<Precision, Proble
         let shown: String = text.chars().take(20).collect();
         Problem::new(
             Code::BadPrecision,
-            format!("precision `{shown}` is unknown; use ns, us, ms, s or auto"),
+            format!("precision `{shown}` is unknown; use ns, us, ms, s, m, h or auto"),
         )
     })
 }
@@ -87,6 +87,7 @@ async fn store(
     let options = LineOptions {
         precision,
         default_time_ns: state.clock.now_ns(),
+        default_time_step_ns: 0,
         limits: RowLimits::default(),
         refusals_max: LISTED_MAX,
     };

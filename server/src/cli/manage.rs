@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use millrace_control::Principal;
+use millrace_platform::disk::{Disk, RealDisk};
 use serde_json::{Value, json};
 
 use super::{Failure, Remote, say};
@@ -20,6 +21,9 @@ pub(crate) struct Target {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Whether a folder that holds nothing yet becomes a data directory.
+    #[arg(skip)]
+    make: bool,
 }
 
 /// `millrace tenant …`
@@ -121,6 +125,11 @@ pub(crate) struct StatusArgs {
 }
 
 impl Target {
+    /// The same, allowed to make the folder a data directory.
+    fn making(self) -> Self {
+        Self { make: true, ..self }
+    }
+
     /// Does the work on the folder or on the server; gives JSON either way.
     fn work(
         &self,
@@ -129,6 +138,13 @@ impl Target {
     ) -> Result<Value, Failure> {
         match &self.data_dir {
             Some(dir) => {
+                // A mistyped folder must not become a deployment of its own.
+                if !self.make && !RealDisk.exists(&dir.join("keys"))? {
+                    return Err(Failure(format!(
+                        "{} is not a data directory: it has no folder `keys`; `millrace serve` and `millrace tenant create` make one",
+                        dir.display()
+                    )));
+                }
                 let control = startup::control(dir, None)?;
                 local(&control).map_err(|p| Failure(p.detail))
             }
@@ -160,6 +176,7 @@ fn lines(value: &Value, one: impl Fn(&Value) -> String) -> String {
 pub(crate) fn tenant(command: TenantCommand) -> Result<(), Failure> {
     match command {
         TenantCommand::Create { name, target } => {
+            let target = target.making();
             let made = target.work(
                 |c| {
                     admin::make_tenant(&c.catalog, &c.ledger, &Principal::Operator, &name)

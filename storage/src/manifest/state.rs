@@ -148,7 +148,7 @@ impl TenantManifest {
             table.files.retain(|f| !change.removed_files.contains(&f.id));
             table.files.extend(change.added_files.iter().cloned());
             table.series_sections.extend(change.added_series.iter().cloned());
-            next.next_table_id = next.next_table_id.max(id + 1);
+            next.next_table_id = next.next_table_id.max(id.saturating_add(1));
         }
         next.streams.extend(delta.streams.iter().map(|(k, v)| (k.clone(), *v)));
         next.next_table_id = next.next_table_id.max(delta.next_table_id.unwrap_or(1));

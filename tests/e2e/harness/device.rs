@@ -230,6 +230,7 @@ pub fn batch(lines: &str) -> RecordBatch {
     let options = LineOptions {
         precision: Precision::Nanosecond,
         default_time_ns: 0,
+        default_time_step_ns: 0,
         limits: RowLimits::default(),
         refusals_max: 10,
     };

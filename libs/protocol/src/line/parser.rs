@@ -263,12 +263,18 @@ impl<'a> Parser<'a> {
         at
     }
 
+    /// The time of a row that has none: rows in order, a step apart.
+    fn default_time(&self) -> i64 {
+        let step = self.options.default_time_step_ns.saturating_mul(i64::from(self.attempt));
+        self.options.default_time_ns.saturating_add(step)
+    }
+
     /// The time after the fields, and where it ends.
     #[inline]
     fn time(&self, at: usize) -> Result<(i64, usize), Fault> {
         let at = self.skip_spaces(at);
         match self.body.get(at) {
-            None | Some(b'\n' | b'\r' | b'\t') => Ok((self.options.default_time_ns, at)),
+            None | Some(b'\n' | b'\r' | b'\t') => Ok((self.default_time(), at)),
             Some(_) => {
                 let (time, end) = scan::time(self.body, at)?;
                 let time = self.options.precision.to_ns(time);

@@ -247,3 +247,15 @@ fn what_is_wrong_is_said_so_that_it_can_be_mended() {
         "#]],
     );
 }
+
+#[test]
+fn rows_without_a_time_stand_a_step_apart() {
+    let step = |default_time_step_ns| {
+        let options =
+            LineOptions { default_time_ns: 100, default_time_step_ns, ..LineOptions::default() };
+        parse(b"m v=1\nm v=2 5\nm v=3\n", &options).tables[0].time.clone()
+    };
+    assert_eq!(step(0), [100, 5, 100]);
+    let apart = step(1);
+    assert_eq!((apart[1], apart[2] - apart[0]), (5, 2));
+}
