@@ -68,6 +68,7 @@ enum Command {
         db: String,
     },
     /// Show what the running forwarder last said about itself.
+    #[command(after_help = "Example:\n  millrace-edge status --data-dir ./edge --json")]
     Status {
         /// Folder of this device.
         #[arg(long, value_name = "DIR", default_value = "/var/lib/millrace-edge")]
@@ -83,9 +84,10 @@ enum Command {
     },
 }
 
-#[expect(clippy::print_stdout, reason = "a command's answer goes to the terminal")]
+/// Prints a command's answer. A reader that has seen enough (`| head`) is no error.
 fn say(text: &str) {
-    println!("{text}");
+    use std::io::Write;
+    drop(writeln!(std::io::stdout(), "{text}"));
 }
 
 #[expect(clippy::print_stderr, reason = "a command's error goes to the terminal")]

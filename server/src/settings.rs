@@ -32,7 +32,7 @@ pub struct RawSettings {
     /// File with the token's PIN, readable by its owner only.
     #[arg(long, value_name = "FILE", requires = "pkcs11_module")]
     pub pkcs11_pin_file: Option<PathBuf>,
-    /// Memory for rows not yet in files, MiB (16 to 65536). A flush starts at a third of it.
+    /// Memory for rows not yet in files, MiB (1 to 65536). A flush starts at a third of it.
     #[arg(long, value_name = "MIB", default_value_t = 768)]
     pub memtable_mib: usize,
     /// Seconds that a query may run (1 to 3600).
@@ -82,7 +82,7 @@ impl RawSettings {
                 problems.push(SettingProblem { name, problem });
             }
         };
-        range("memtable-mib", self.memtable_mib as u64, 16, 65536);
+        range("memtable-mib", self.memtable_mib as u64, 1, 65536);
         range("query-timeout", self.query_timeout, 1, 3600);
         range("query-mib", self.query_mib as u64, 16, 65536);
         let listen = self.listen.to_socket_addrs().ok().and_then(|mut a| a.next());
@@ -125,7 +125,7 @@ mod tests {
             pkcs11_module: None,
             pkcs11_token: None,
             pkcs11_pin_file: None,
-            memtable_mib: 1,
+            memtable_mib: 0,
             query_timeout: 0,
             query_mib: 100,
         };

@@ -42,6 +42,16 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file without which others would be misread.
+    #[error(
+        "{missing} is missing, although {there} is there; this is not a first start: restore {missing} from a backup (nothing was changed)"
+    )]
+    Missing {
+        /// What is not there.
+        missing: &'static str,
+        /// What tells that it was.
+        there: &'static str,
+    },
     /// The root key.
     #[error(transparent)]
     RootKey(#[from] RootKeyError),
@@ -61,6 +71,15 @@ pub enum StartError {
     #[error("metrics cannot be set up: {0}")]
     Metrics(String),
 }
+
+/// The tenants, tokens and devices, below the data directory.
+const CATALOG: &str = "control/catalog";
+/// The wrapped keys.
+const LEDGER: &str = "keys/ledger.json";
+/// Says that storage was made, so that a folder without it is not taken for a new one.
+const STORED: &str = "control/storage";
+/// The manifest's records.
+const MANIFEST: &str = "shard/0/m";
 
 fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> StartError {
     let what = what.into();
@@ -90,6 +109,11 @@ pub fn control(dir: &Path, root: Option<RootKey>) -> Result<Control, StartError>
         std::io::ErrorKind::WouldBlock => StartError::Locked(dir.display().to_string()),
         _ => StartError::Io { what: dir.display().to_string(), source: e },
     })?;
+    let there = |path: &str| disk.exists(&dir.join(path)).map_err(io(path.to_owned()));
+    // The ledger is made before the catalogue, so this is no first start that was cut off.
+    if there(CATALOG)? && !there(LEDGER)? {
+        return Err(StartError::Missing { missing: LEDGER, there: CATALOG });
+    }
     let provider = root_key::open(&disk, &entropy, &keys_dir, root)?;
     let ledger = Arc::new(KeyLedger::open(
         Arc::clone(&disk),
@@ -97,6 +121,10 @@ pub fn control(dir: &Path, root: Option<RootKey>) -> Result<Control, StartError>
         provider,
         &keys_dir.join("ledger.json"),
     )?);
+    // A tenant's keys are made only by a catalogue that is open.
+    if ledger.has_tenants() && !there(CATALOG)? {
+        return Err(StartError::Missing { missing: CATALOG, there: LEDGER });
+    }
     let keys: Arc<dyn TenantKeySource> = Arc::clone(&ledger) as _;
     let catalog = Arc::new(Catalog::open(
         Arc::clone(&disk),
@@ -137,7 +165,19 @@ async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, 
             ..EngineLimits::default()
         },
     };
+    let disk = control.disk.as_ref();
+    let marker = settings.data_dir.join(STORED);
+    let made = disk.exists(&marker).map_err(io(STORED))?;
+    if made {
+        let records = disk.list(&settings.data_dir.join(MANIFEST));
+        if records.map_or(true, |all| all.is_empty()) {
+            return Err(StartError::Missing { missing: MANIFEST, there: STORED });
+        }
+    }
     let engine = Engine::open(config).await?;
+    if !made {
+        durable::replace(disk, &marker, b"").map_err(io(STORED))?;
+    }
     let replay = engine.replay;
     tracing::info!(
         records = replay.applied,

@@ -184,3 +184,21 @@ fn a9_tokens_do_not_stand_in_process_arguments_logs_or_the_data_folder() {
         assert!(!scan::holds(&bytes, secret), "{} holds a token", file.display());
     }
 }
+
+#[test]
+fn d1_a_start_without_a_file_that_was_there_is_refused_by_name_and_changes_nothing() {
+    let (mut world, client) = World::with_tenant();
+    client.write("default", &format!("m v=1 {NEW_YEAR_NS}"));
+    world.kill9();
+    for name in ["control/catalog", "keys/ledger.json", "shard/0/m"] {
+        let (path, away) = (world.data().join(name), world.folder().join("away"));
+        std::fs::rename(&path, &away).unwrap();
+        let mut refused = world.launch();
+        assert!(!refused.wait().success(), "{name}");
+        assert!(refused.text().contains(&format!("{name} is missing")), "{}", refused.text());
+        assert!(!path.exists(), "{name} was made anew");
+        std::fs::rename(&away, &path).unwrap();
+    }
+    world.start();
+    assert_eq!(client.number("default", "SELECT count(*) AS n FROM m"), 1);
+}

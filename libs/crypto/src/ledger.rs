@@ -164,6 +164,13 @@ impl KeyLedger {
         Ok(())
     }
 
+    /// Whether any tenant but the system itself has, or had, keys here.
+    pub fn has_tenants(&self) -> bool {
+        let state = self.lock();
+        let system = hex::encode(SYSTEM);
+        !state.file.destroyed.is_empty() || state.file.keys.keys().any(|id| *id != system)
+    }
+
     /// How often the ledger has changed.
     pub fn generation(&self) -> u64 {
         self.lock().file.generation

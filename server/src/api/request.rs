@@ -1,7 +1,7 @@
 //! Parts of a request as handlers want them, refused in our own words.
 //!
-//! Owns: bodies, query strings, and what happens to a body that nobody read. Never: lets a
-//! framework's plain-text refusal out, or reads past [`LEFTOVER_BYTES_MAX`] for nobody.
+//! Owns: bodies, query strings, how slow a body may be, and what happens to one that nobody read.
+//! Never: lets a framework's plain-text refusal out, or reads past [`LEFTOVER_BYTES_MAX`] for nobody.
 
 use std::{
     convert::Infallible,
@@ -20,7 +20,7 @@ use axum::{
     http::{header, request::Parts},
 };
 use futures::{Stream, StreamExt};
-use millrace_platform::clock::Clock;
+use millrace_platform::clock::{Clock, Sleep};
 use serde::de::DeserializeOwned;
 
 use super::{Code, Problem};
@@ -30,6 +30,15 @@ use crate::ingest::decode::WIRE_BYTES_MAX;
 const LEFTOVER_BYTES_MAX: usize = 64 << 20;
 /// How long they may take.
 const LEFTOVER_TIME: Duration = Duration::from_secs(10);
+/// Slowest body that is waited for, after [`SLOW_GRACE`].
+const SLOW_BYTES_PER_S: u64 = 1000;
+/// Time that every body has.
+const SLOW_GRACE: Duration = Duration::from_secs(20);
+
+/// A body that trickles holds a connection and its memory for nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("the body came slower than {SLOW_BYTES_PER_S} bytes per second")]
+struct TooSlow;
 
 fn too_large() -> Problem {
     Problem::new(
@@ -41,7 +50,10 @@ fn too_large() -> Problem {
 fn body_problem(e: &BytesRejection) -> Problem {
     match e {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => too_large(),
-        _ => Problem::new(Code::BadBody, "the body ended before its length; send it again"),
+        _ => Problem::new(
+            Code::BadBody,
+            "the body ended before its length or came too slowly; send it again",
+        ),
     }
 }
 
@@ -98,7 +110,9 @@ pub(crate) fn read_leftovers(clock: Arc<dyn Clock>, request: Request) -> Request
         if body.is_end_stream() {
             return body;
         }
-        Body::from_stream(Leftovers { body: Some(body.into_data_stream()), clock })
+        let started = clock.monotonic();
+        let body = Some(body.into_data_stream());
+        Body::from_stream(Leftovers { body, clock, started, bytes: 0, late: None })
     })
 }
 
@@ -106,6 +120,19 @@ pub(crate) fn read_leftovers(clock: Arc<dyn Clock>, request: Request) -> Request
 struct Leftovers {
     body: Option<BodyDataStream>,
     clock: Arc<dyn Clock>,
+    started: Duration,
+    bytes: u64,
+    /// Ready when the body is too slow; made when it first has to be waited for.
+    late: Option<Sleep>,
+}
+
+impl Leftovers {
+    /// When the bytes so far are too few: [`SLOW_GRACE`] and then a second for each
+    /// [`SLOW_BYTES_PER_S`].
+    fn deadline(&self) -> Duration {
+        let earned = Duration::from_millis(self.bytes.saturating_mul(1000) / SLOW_BYTES_PER_S);
+        self.started.saturating_add(SLOW_GRACE).saturating_add(earned)
+    }
 }
 
 impl Stream for Leftovers {
@@ -113,11 +140,25 @@ impl Stream for Leftovers {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(body) = self.body.as_mut() else { return Poll::Ready(None) };
-        let piece = std::task::ready!(Pin::new(body).poll_next(cx));
-        if !matches!(piece, Some(Ok(_))) {
-            self.body = None;
+        match Pin::new(body).poll_next(cx) {
+            Poll::Ready(piece) => {
+                match &piece {
+                    Some(Ok(bytes)) => self.bytes = self.bytes.saturating_add(bytes.len() as u64),
+                    _ => self.body = None,
+                }
+                self.late = None;
+                Poll::Ready(piece)
+            }
+            Poll::Pending => {
+                let wait = self.deadline().saturating_sub(self.clock.monotonic());
+                let clock = Arc::clone(&self.clock);
+                let late = self.late.get_or_insert_with(|| clock.sleep(wait));
+                std::task::ready!(late.as_mut().poll(cx));
+                // Nobody waits for the rest of it either: the connection ends.
+                self.body = None;
+                Poll::Ready(Some(Err(axum::Error::new(TooSlow))))
+            }
         }
-        Poll::Ready(piece)
     }
 }
 
@@ -142,5 +183,34 @@ async fn read_and_forget(mut body: BodyDataStream) {
             Some(rest) => left = rest,
             None => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, stream};
+    use millrace_platform::sim::clock::SimClock;
+
+    use super::*;
+
+    fn body(pieces: impl Stream<Item = Result<Bytes, axum::Error>> + Send + 'static) -> Request {
+        Request::new(Body::from_stream(pieces))
+    }
+
+    #[test]
+    fn a_body_that_trickles_is_given_up_and_one_that_keeps_coming_is_not() {
+        let clock = Arc::new(SimClock::at(0));
+        let sent = stream::iter([Ok(Bytes::from(vec![0; 5000]))]).chain(stream::pending());
+        let request = read_leftovers(Arc::clone(&clock) as _, body(sent));
+        let mut read = request.into_body().into_data_stream();
+        assert_eq!(read.next().now_or_never().unwrap().unwrap().unwrap().len(), 5000);
+        assert!(read.next().now_or_never().is_none());
+        // 5,000 bytes have earned five seconds on top of what every body has.
+        clock.advance(SLOW_GRACE + Duration::from_secs(4));
+        assert!(read.next().now_or_never().is_none());
+        clock.advance(Duration::from_secs(2));
+        let ended = read.next().now_or_never().expect("it is over").expect("with an error");
+        assert!(ended.is_err());
+        assert!(read.next().now_or_never().unwrap().is_none());
     }
 }

@@ -165,7 +165,8 @@ pub(crate) async fn v3(
     if outcome.refused == 0 {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let error = if partial {
+    // Only lines that cannot be parsed are found before anything is stored.
+    let error = if partial || outcome.kept > 0 {
         "partial write of line protocol occurred"
     } else {
         "parsing failed for write_lp endpoint"

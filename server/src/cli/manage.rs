@@ -30,6 +30,7 @@ pub(crate) struct Target {
 #[derive(Debug, Subcommand)]
 pub(crate) enum TenantCommand {
     /// Create a tenant and its keys.
+    #[command(after_help = "Example:\n  millrace tenant create acme --data-dir ./data")]
     Create {
         /// 1 to 63 of a-z 0-9 -, beginning with a letter.
         name: String,
@@ -37,6 +38,7 @@ pub(crate) enum TenantCommand {
         target: Target,
     },
     /// List all tenants.
+    #[command(after_help = "Example:\n  millrace tenant list --data-dir ./data --json")]
     List {
         #[command(flatten)]
         target: Target,
@@ -47,6 +49,9 @@ pub(crate) enum TenantCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Create a token; its text is shown once.
+    #[command(
+        after_help = "Example:\n  millrace token create --tenant acme --scope write,read --label dashboards --data-dir ./data"
+    )]
     Create {
         /// The tenant.
         #[arg(long)]
@@ -61,6 +66,7 @@ pub(crate) enum TokenCommand {
         target: Target,
     },
     /// List a tenant's tokens, without their texts.
+    #[command(after_help = "Example:\n  millrace token list --tenant acme --data-dir ./data")]
     List {
         /// The tenant.
         #[arg(long)]
@@ -69,6 +75,9 @@ pub(crate) enum TokenCommand {
         target: Target,
     },
     /// End a token at once.
+    #[command(
+        after_help = "Example:\n  millrace token revoke ID --tenant acme --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
+    )]
     Revoke {
         /// The token's id.
         id: String,
@@ -84,6 +93,9 @@ pub(crate) enum TokenCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
     /// Create a one-time claim code for a new device, good for 24 hours.
+    #[command(
+        after_help = "Example:\n  millrace device claim --tenant acme --name press-7 --data-dir ./data"
+    )]
     Claim {
         /// The tenant.
         #[arg(long)]
@@ -95,6 +107,9 @@ pub(crate) enum DeviceCommand {
         target: Target,
     },
     /// List a tenant's devices.
+    #[command(
+        after_help = "Example:\n  millrace device list --tenant acme --data-dir ./data --json"
+    )]
     List {
         /// The tenant.
         #[arg(long)]
@@ -103,6 +118,9 @@ pub(crate) enum DeviceCommand {
         target: Target,
     },
     /// End a device's rights at once.
+    #[command(
+        after_help = "Example:\n  millrace device revoke ID --tenant acme --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
+    )]
     Revoke {
         /// The device's id.
         id: String,

@@ -24,6 +24,13 @@ pub(crate) struct SqlArgs {
     statement: Option<String>,
 }
 
+const HELP: &str = "\
+SELECT ...;            ask; ends with ; and Enter
+SHOW TABLES;           what is there
+DESCRIBE table;        a table's columns
+Ctrl-C                 forget the lines typed so far
+\\q, exit or Ctrl-D     leave";
+
 fn ask(client: &Client, db: &str, format: &str, sql: &str) -> Result<String, Failure> {
     let format = if format == "table" { "pretty" } else { format };
     let body =
@@ -40,13 +47,16 @@ pub(crate) fn run(args: SqlArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let mut editor = DefaultEditor::new()?;
-    say("SQL ends with ; and Enter. \\q or Ctrl-D leaves, SHOW TABLES; lists tables.");
+    say("SQL ends with ; and Enter. \\q or Ctrl-D leaves, \\h helps, SHOW TABLES; lists tables.");
     let mut statement = String::new();
     loop {
         let prompt = if statement.is_empty() { "millrace> " } else { "      -> " };
         match editor.readline(prompt) {
             Ok(line) if statement.is_empty() && matches!(line.trim(), "\\q" | "exit" | "quit") => {
                 return Ok(());
+            }
+            Ok(line) if statement.is_empty() && line.trim_start().starts_with('\\') => {
+                say(HELP);
             }
             Ok(line) => {
                 statement.push_str(&line);
