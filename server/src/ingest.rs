@@ -2,5 +2,6 @@
 
 pub mod admit;
 pub mod decode;
+pub mod locate;
 
 pub use admit::Admission;

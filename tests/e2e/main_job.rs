@@ -113,6 +113,8 @@ fn d1_d2_a_hundred_kills_under_load_lose_nothing_double_nothing_and_invent_nothi
     const WRITERS: u64 = 4;
     let mut random = Random::for_test("server crash suite");
     let (mut world, client) = World::with_tenant();
+    // A small memtable, so that kills hit flushes, commits, trims and merges too.
+    world.settings(&["--memtable-mib", "1"]);
     let ledger = Arc::new(Mutex::new(Ledger::default()));
     let mut next = BTreeMap::from_iter((1..=WRITERS).map(|w| (w, 1u64)));
     for kill in 1..=kills(100) {
@@ -156,4 +158,6 @@ fn d1_d2_a_hundred_kills_under_load_lose_nothing_double_nothing_and_invent_nothi
     let books = ledger.lock().unwrap();
     eprintln!("{} rows sent, {} acked", books.sent(), books.acked_rows());
     assert!(books.acked_rows() > 1000, "the suite wrote under load");
+    let files = millrace_tests::scan::files(&world.data().join("data"));
+    assert!(kills(100) < 20 || !files.is_empty(), "no kill can have hit a flush");
 }

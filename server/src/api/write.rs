@@ -3,7 +3,7 @@
 //! Each handler: authenticate, scope, admit, decode, parse, store, answer. Good rows are kept and
 //! bad ones named; an answer without an error means that every row is durable.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use axum::{
     Json,
@@ -28,7 +28,7 @@ use super::{
     auth::Caller,
     request::{Parameters, Payload},
 };
-use crate::ingest::decode;
+use crate::ingest::{decode, locate};
 
 /// Refused lines that an answer lists.
 const LISTED_MAX: usize = 100;
@@ -111,7 +111,10 @@ async fn store(
     outcome.kept = receipt.rows();
     outcome.refused += receipt.refused();
     for refusal in receipt.refusals().iter().take(LISTED_MAX.saturating_sub(outcome.listed.len())) {
-        outcome.listed.push(Refusal { raw: raw_line(&text, refusal.line), ..refusal.clone() });
+        let line = line_text(&text, refusal.line);
+        let column = locate::column(&line, refusal.code, &refusal.reason);
+        let raw = line.chars().take(256).collect();
+        outcome.listed.push(Refusal { raw, column, ..refusal.clone() });
     }
     outcome.listed.sort_by_key(|r| r.line);
     Ok(outcome)
@@ -126,11 +129,10 @@ fn decode_problem(e: decode::DecodeError) -> Problem {
     Problem::new(code, e.to_string())
 }
 
-/// Line `number` (from 1) of a body, cut to 256 characters.
-fn raw_line(text: &[u8], number: u32) -> String {
-    let line =
-        text.split(|b| *b == b'\n').nth(number.saturating_sub(1) as usize).unwrap_or_default();
-    String::from_utf8_lossy(line).chars().take(256).collect()
+/// Line `number` (from 1) of a body.
+fn line_text(text: &[u8], number: u32) -> Cow<'_, str> {
+    let mut lines = text.split(|b| *b == b'\n');
+    String::from_utf8_lossy(lines.nth(number.saturating_sub(1) as usize).unwrap_or_default())
 }
 
 fn first_sentence(outcome: &Outcome) -> String {
