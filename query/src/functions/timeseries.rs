@@ -7,14 +7,16 @@
 //! Never: guesses what was before the first row or after the last one.
 //! Invariants: a row without a value or without a time is left out, as if it were not there; the
 //! result does not depend on the order of the input. Of rows of equal time those that compute take
-//! the smaller value first; `first`, `last` and `state_at` take any.
+//! the smaller value first, `first`, `last` and `state_at` any, and windows as the window has them.
 
 mod argument;
 mod at_time;
+mod front;
 mod histogram;
 mod measured;
 mod names;
 mod number;
+mod running;
 mod samples;
 mod states;
 mod walk;
@@ -26,25 +28,26 @@ use datafusion::logical_expr::AggregateUDF;
 
 use self::{
     at_time::{AtTime, Pick},
+    front::Front,
     histogram::Histogram,
     measured::Measured,
+    running::Windowed,
     states::StateDurations,
     walk::Measure,
-    whole::NoWindow,
 };
 use super::stop::Stop;
 
 /// All of them, for one query.
 pub(super) fn all(stop: &Stop) -> Vec<Arc<AggregateUDF>> {
-    let mut all: Vec<AggregateUDF> = Measure::ALL
-        .iter()
-        .map(|measure| AggregateUDF::new_from_impl(Measured::new(*measure, stop.clone())))
-        .collect();
-    all.extend(Pick::ALL.iter().map(|pick| AggregateUDF::new_from_impl(AtTime::new(*pick))));
-    let durations = NoWindow::new(StateDurations::new(stop.clone()));
-    all.push(AggregateUDF::new_from_impl(durations));
-    all.push(AggregateUDF::new_from_impl(NoWindow::new(Histogram::new())));
-    all.into_iter().map(Arc::new).collect()
+    let measures = Measure::ALL.map(|measure| {
+        let window = Windowed::new(measure, stop.clone());
+        AggregateUDF::new_from_impl(Front::both(Measured::new(measure), window))
+    });
+    let picks = Pick::ALL.map(|pick| AggregateUDF::new_from_impl(AtTime::new(pick)));
+    let others =
+        [Front::grouped(StateDurations::new(stop.clone())), Front::grouped(Histogram::new())]
+            .map(AggregateUDF::new_from_impl);
+    measures.into_iter().chain(picks).chain(others).map(Arc::new).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! `increase`, `rate`, `delta` and `time_weighted_avg`.
 //!
-//! Owns: their place in DataFusion: types, the accumulator of many groups, the accumulator of one
-//! group or window, and the partial state between them.
-//! Invariant: both accumulators give the same result of the same rows.
+//! Owns: their place in DataFusion: types, the accumulator of groups and the partial state between
+//! the two phases. Invariant: rows may come in any order.
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -21,28 +20,26 @@ use datafusion::{
         function::{AccumulatorArgs, StateFieldsArgs},
         utils::AggregateOrderSensitivity,
     },
-    scalar::ScalarValue,
 };
 
 use super::{
-    super::stop::Stop,
     argument,
     number::Number,
     samples::{self, Samples},
     walk::{Measure, Walk},
+    whole::Whole,
 };
 
 /// See the module head.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Measured {
     measure: Measure,
-    stop: Stop,
     signature: Signature,
 }
 
 impl Measured {
-    pub(super) fn new(measure: Measure, stop: Stop) -> Self {
-        Self { measure, stop, signature: Signature::user_defined(Volatility::Immutable) }
+    pub(super) fn new(measure: Measure) -> Self {
+        Self { measure, signature: Signature::user_defined(Volatility::Immutable) }
     }
 }
 
@@ -79,11 +76,11 @@ impl AggregateUDFImpl for Measured {
 
     fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
         argument::plain(self.name(), &args)?;
-        let (measure, stop) = (self.measure, self.stop.clone());
+        let measure = self.measure;
         Ok(match args.expr_fields.first().map(|f| f.data_type()) {
-            Some(DataType::Float64) => Box::new(One::<f64>::new(measure, stop)),
-            Some(DataType::Int64) => Box::new(One::<i64>::new(measure, stop)),
-            Some(DataType::UInt64) => Box::new(One::<u64>::new(measure, stop)),
+            Some(DataType::Float64) => Box::new(Whole::new(Many::<f64>::one(measure))),
+            Some(DataType::Int64) => Box::new(Whole::new(Many::<i64>::one(measure))),
+            Some(DataType::UInt64) => Box::new(Whole::new(Many::<u64>::one(measure))),
             other => return internal_err!("{} of {other:?}", self.name()),
         })
     }
@@ -112,7 +109,7 @@ fn numbers<N: Number>(values: &dyn Array) -> Result<&PrimitiveArray<N::Arrow>> {
 }
 
 /// Calls `row` with the number, time and value of each row that counts.
-fn each<N: Number>(
+pub(super) fn each<N: Number>(
     columns: &[ArrayRef],
     filter: Option<&BooleanArray>,
     mut row: impl FnMut(usize, i64, N),
@@ -157,6 +154,13 @@ struct Many<N> {
 impl<N: Number> Many<N> {
     fn new(measure: Measure) -> Self {
         Self { measure, samples: Samples::default() }
+    }
+
+    /// With one group, rows or not.
+    fn one(measure: Measure) -> Self {
+        let mut one = Self::new(measure);
+        one.samples.at_least(1);
+        one
     }
 }
 
@@ -225,63 +229,6 @@ impl<N: Number> GroupsAccumulator for Many<N> {
 
     fn size(&self) -> usize {
         self.samples.bytes()
-    }
-}
-
-/// One group, or the window of a row. A window that grows is asked after every row, so the walk
-/// goes on from where it stopped as long as rows come in order.
-#[derive(Debug)]
-struct One<N> {
-    measure: Measure,
-    stop: Stop,
-    samples: Samples<N>,
-    walk: Walk<N>,
-    walked: usize,
-}
-
-impl<N: Number> One<N> {
-    fn new(measure: Measure, stop: Stop) -> Self {
-        Self { measure, stop, samples: Samples::default(), walk: Walk::default(), walked: 0 }
-    }
-
-    fn walk_on(&mut self) {
-        if !self.samples.follow(self.walked, N::order) {
-            self.samples.sort(N::order);
-            (self.walk, self.walked) = (Walk::default(), 0);
-        }
-        let rest = self.samples.from(self.walked);
-        rest.iter().for_each(|s| self.walk.add(s.time, s.value));
-        self.walked += rest.len();
-    }
-}
-
-impl<N: Number> Accumulator for One<N> {
-    fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
-        self.samples.at_least(1);
-        each::<N>(values, None, |_, time, value| self.samples.push(0, time, value))
-    }
-
-    fn evaluate(&mut self) -> Result<ScalarValue> {
-        // Out of order, each row of a window costs a sort of all rows before it.
-        self.stop.check()?;
-        self.walk_on();
-        Ok(ScalarValue::Float64(self.walk.result(self.measure)))
-    }
-
-    fn state(&mut self) -> Result<Vec<ScalarValue>> {
-        self.samples.at_least(1);
-        let taken = self.samples.take(EmitTo::All, N::order);
-        (self.walk, self.walked) = (Walk::default(), 0);
-        let lists = taken.lists(column(taken.rows.iter().map(|s| s.value)))?;
-        lists.iter().map(|list| ScalarValue::try_from_array(list, 0)).collect()
-    }
-
-    fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
-        each_kept::<N>(states, |_, time, value| self.samples.push(0, time, value))
-    }
-
-    fn size(&self) -> usize {
-        size_of::<Self>() + self.samples.bytes()
     }
 }
 

@@ -64,26 +64,16 @@ impl<V: Copy> Samples<V> {
         kept + copied + self.groups * 2 * size_of::<i32>()
     }
 
-    /// The rows from one on, in the order in which they are kept.
-    pub(super) fn from(&self, row: usize) -> &[Sample<V>] {
-        self.rows.get(row..).unwrap_or_default()
-    }
-
-    /// Whether the rows from one on follow each other and those before them.
-    pub(super) fn follow(&self, row: usize, tie: impl Fn(&V, &V) -> Ordering) -> bool {
-        self.from(row.saturating_sub(1)).is_sorted_by(|a, b| a.order(b, &tie).is_le())
-    }
-
-    /// Brings the rows into the order of group, time and value.
-    pub(super) fn sort(&mut self, tie: impl Fn(&V, &V) -> Ordering) {
-        if !self.follow(0, &tie) {
-            self.rows.sort_unstable_by(|a, b| a.order(b, &tie));
-        }
+    /// The rows that are kept.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> &[Sample<V>] {
+        &self.rows
     }
 
     /// Takes the rows of the groups that are to be emitted, in order.
     pub(super) fn take(&mut self, emit_to: EmitTo, tie: impl Fn(&V, &V) -> Ordering) -> Taken<V> {
-        self.sort(tie);
+        // In place, so that it takes no memory that nobody knows of.
+        self.rows.sort_unstable_by(|a, b| a.order(b, &tie));
         let groups = match emit_to {
             EmitTo::All => self.groups,
             EmitTo::First(groups) => groups,

@@ -157,6 +157,28 @@ fn a_running_increase_is_the_increase_so_far() {
 }
 
 #[test]
+fn a_window_that_slides_is_a_group_of_the_rows_that_it_covers() {
+    let world = world();
+    same(
+        &world,
+        "SELECT host, time, round(rate(i, time) OVER (PARTITION BY host ORDER BY time \
+         RANGE BETWEEN INTERVAL '3 minutes' PRECEDING AND CURRENT ROW) * 1e6) AS a \
+         FROM m ORDER BY host, time",
+        "SELECT a.host, a.time, round(rate(b.i, b.time) * 1e6) AS a FROM m AS a JOIN m AS b \
+         ON a.host = b.host AND b.time <= a.time AND b.time >= a.time - INTERVAL '3 minutes' \
+         GROUP BY a.host, a.time ORDER BY a.host, a.time",
+    );
+    same(
+        &world,
+        "SELECT host, time, increase(i, time) OVER (PARTITION BY host ORDER BY time ROWS 1 PRECEDING) AS a \
+         FROM m WHERE i IS NOT NULL ORDER BY host, time",
+        "WITH s AS (SELECT host, time, i, lag(i) OVER (PARTITION BY host ORDER BY time) AS p \
+         FROM m WHERE i IS NOT NULL) SELECT host, time, CAST(CASE WHEN i < p THEN i ELSE i - p END \
+         AS DOUBLE) AS a FROM s ORDER BY host, time",
+    );
+}
+
+#[test]
 fn no_rows_give_null_and_no_groups_give_no_rows() {
     let world = world();
     let all = "increase(i, time), rate(f, time), delta(u, time), time_weighted_avg(f, time), \
@@ -195,6 +217,14 @@ fn what_does_not_fit_is_named() {
         ("histogram(i, u, 10, 5)", "takes constants as min, max and n"),
         ("histogram(i, 10, 0, 5)", "takes a min below its max"),
         ("histogram(i, 0, 10, 100000)", "makes 1 to 256 ranges, not 100000"),
+        (
+            "rate(i, time) OVER (PARTITION BY host ORDER BY time DESC)",
+            "`rate` as a window takes rows in",
+        ),
+        (
+            "rate(i, time) OVER (PARTITION BY host ORDER BY i ROWS 3 PRECEDING)",
+            "`rate` as a window takes",
+        ),
         ("last(i, time) OVER ()", "`last` has no window form"),
         ("state_durations(state, time) OVER ()", "`state_durations` has no window form"),
         ("histogram(i, 0, 1, 256) OVER (ORDER BY time)", "`histogram` has no window form"),

@@ -1,9 +1,18 @@
 //! The measures against their definitions, over random rows, groups and partitions.
 
-use datafusion::arrow::array::{AsArray, TimestampNanosecondArray};
+use datafusion::{
+    arrow::array::{AsArray, TimestampNanosecondArray},
+    scalar::ScalarValue,
+};
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    super::{
+        super::stop::Stop,
+        running::{Running, Windowed},
+    },
+    *,
+};
 
 const GROUPS: usize = 3;
 
@@ -115,14 +124,26 @@ proptest! {
     }
 
     #[test]
-    fn a_window_that_grows_gives_the_result_of_each_prefix(rows in rows()) {
+    fn a_window_in_order_gives_the_result_of_each_frame(rows in rows(), width in 1usize..10) {
+        let mut rows = rows;
+        rows.sort_by_key(|r| (r.2.unwrap_or(0), r.3));
         for measure in Measure::ALL {
-            let mut window = One::<i64>::new(measure, Stop::default());
+            let window = Windowed::new(measure, Stop::default());
+            let mut grows = Running::<i64>::new(&window, false);
+            let mut slides = Running::<i64>::new(&window, true);
             for end in 0..rows.len() {
-                window.update_batch(&columns(&rows[end..=end], |n| n)).unwrap();
-                let found = scalar(window.evaluate().unwrap());
-                let expected = expected(measure, &rows[..=end]);
-                prop_assert!(close(found, expected), "{measure:?}: {found:?}, not {expected:?}");
+                let start = (end + 1).saturating_sub(width);
+                for frame in [&mut grows, &mut slides] {
+                    frame.update_batch(&columns(&rows[end..=end], |n| n)).unwrap();
+                }
+                if start > 0 {
+                    slides.retract_batch(&columns(&rows[start - 1..start], |n| n)).unwrap();
+                }
+                let found = [&mut grows, &mut slides].map(|w| scalar(w.evaluate().unwrap()));
+                let defined = [0, start].map(|start| expected(measure, &rows[start..=end]));
+                for (found, defined) in found.into_iter().zip(defined) {
+                    prop_assert!(close(found, defined), "{measure:?}: {found:?}, not {defined:?}");
+                }
             }
         }
     }
@@ -130,9 +151,9 @@ proptest! {
     #[test]
     fn states_of_single_groups_merge(rows in rows(), cut in 0usize..80) {
         let (left, right) = rows.split_at(cut.min(rows.len()));
-        let mut whole = One::<i64>::new(Measure::Rate, Stop::default());
+        let mut whole = Whole::new(Many::<i64>::one(Measure::Rate));
         for part in [left, right] {
-            let mut partial = One::<i64>::new(Measure::Rate, Stop::default());
+            let mut partial = Whole::new(Many::<i64>::one(Measure::Rate));
             partial.update_batch(&columns(part, |n| n)).unwrap();
             let state = partial.state().unwrap();
             let state: Vec<ArrayRef> = state.iter().map(|s| s.to_array().unwrap()).collect();
@@ -158,20 +179,38 @@ fn a_filter_takes_rows_away_in_both_ways_to_a_state() {
     let mut many = Many::<i64>::new(Measure::Increase);
     let first_two = BooleanArray::from(vec![Some(true), Some(true), Some(false)]);
     many.update_batch(&columns(&rows, |n| n), &[0, 0, 0], Some(&first_two), 1).unwrap();
-    assert_eq!(many.samples.from(0).len(), 2);
+    assert_eq!(many.samples.kept().len(), 2);
     let state = many.convert_to_state(&columns(&rows, |n| n), Some(&filter)).unwrap();
     assert_eq!(state[0].as_list::<i32>().value_offsets(), [0, 1, 1, 2]);
 }
 
 #[test]
 fn no_rows_have_a_state_and_no_result() {
-    let mut one = One::<f64>::new(Measure::Delta, Stop::default());
-    assert_eq!(scalar(one.evaluate().unwrap()), None);
-    let state: Vec<ArrayRef> = one.state().unwrap().iter().map(|s| s.to_array().unwrap()).collect();
+    let state: Vec<ArrayRef> = Whole::new(Many::<f64>::one(Measure::Delta))
+        .state()
+        .unwrap()
+        .iter()
+        .map(|s| s.to_array().unwrap())
+        .collect();
     assert_eq!(state[0].len(), 1);
-    let mut whole = One::<f64>::new(Measure::Delta, Stop::default());
+    let mut whole = Whole::new(Many::<f64>::one(Measure::Delta));
     whole.merge_batch(&state).unwrap();
     assert_eq!(scalar(whole.evaluate().unwrap()), None);
+}
+
+#[test]
+fn a_window_that_grows_keeps_no_rows_and_stops_with_its_query() {
+    let stop = Stop::default();
+    let window = Windowed::new(Measure::Increase, stop.clone());
+    let mut running = Running::<i64>::new(&window, false);
+    let size = running.size();
+    let rows: Vec<Row> = (0..10_000).map(|n| (0, 0, Some(n), Some(n))).collect();
+    running.update_batch(&columns(&rows, |n| n)).unwrap();
+    assert_eq!(running.size(), size);
+    assert_eq!(scalar(running.evaluate().unwrap()), Some(9_999.0));
+    assert!(running.update_batch(&columns(&rows[..1], |n| n)).is_err(), "out of order");
+    stop.set();
+    assert!(running.evaluate().is_err());
 }
 
 #[test]
@@ -180,7 +219,7 @@ fn memory_is_known_before_it_is_copied() {
     let mut many = Many::<i64>::new(Measure::Delta);
     many.update_batch(&columns(&rows, |n| n), &vec![0; rows.len()], None, 1).unwrap();
     let known = many.size();
-    let kept = size_of_val(many.samples.from(0));
+    let kept = size_of_val(many.samples.kept());
     let state: usize = many
         .state(EmitTo::All)
         .unwrap()
