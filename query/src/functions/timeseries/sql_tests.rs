@@ -134,14 +134,20 @@ fn histograms_agree_with_stock_sql() {
 
 #[test]
 fn groups_that_come_in_order_are_emitted_on_the_way() {
-    same(
-        &world(),
-        "SELECT host, increase(i, time) AS a, array_to_string(histogram(i, 0, 50, 5), ',') AS b, \
-         cardinality(state_durations(state, time)) AS c \
-         FROM (SELECT * FROM m WHERE i IS NOT NULL ORDER BY host LIMIT 100000) GROUP BY host ORDER BY host",
-        "SELECT host, increase(i, time) AS a, array_to_string(histogram(i, 0, 50, 5), ',') AS b, \
-         count(DISTINCT state) AS c FROM m WHERE i IS NOT NULL GROUP BY host ORDER BY host",
+    let world = world();
+    let all = "SELECT host, increase(i, time) AS a, \
+               array_to_string(histogram(i, 0, 50, 5), ',') AS b";
+    let ordered = format!(
+        "{all}, cardinality(state_durations(state, time)) AS c \
+         FROM (SELECT * FROM m WHERE i IS NOT NULL ORDER BY host LIMIT 100000) \
+         GROUP BY host ORDER BY host"
     );
+    let plan = world.csv(&format!("EXPLAIN {ordered}")).join("\n");
+    assert!(plan.contains("ordering_mode=Sorted"), "{plan}");
+    let plain = format!(
+        "{all}, count(DISTINCT state) AS c FROM m WHERE i IS NOT NULL GROUP BY host ORDER BY host"
+    );
+    same(&world, &ordered, &plain);
 }
 
 #[test]
