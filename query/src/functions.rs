@@ -13,6 +13,7 @@ mod growth;
 mod measure;
 mod operators;
 mod stop;
+mod timeseries;
 
 use std::sync::Arc;
 
@@ -190,7 +191,8 @@ const GROWING: &[(&str, Growth)] = &[
     ("upper", Growth::Sum),
 ];
 
-/// Aggregates. What they keep is counted by the query's memory.
+/// DataFusion's aggregates; our own are in [`timeseries`]. What they keep is counted by the query's
+/// memory.
 const AGGREGATES: &[&str] = &[
     "any_value",
     "approx_distinct",
@@ -262,11 +264,12 @@ pub(crate) fn scalars(stop: &Stop) -> Vec<Arc<ScalarUDF>> {
         .collect()
 }
 
-/// The aggregate functions.
-pub(crate) fn aggregates() -> Vec<Arc<AggregateUDF>> {
+/// The aggregate functions of one query.
+pub(crate) fn aggregates(stop: &Stop) -> Vec<Arc<AggregateUDF>> {
     SessionStateDefaults::default_aggregate_functions()
         .into_iter()
         .filter(|f| AGGREGATES.contains(&f.name()))
+        .chain(timeseries::all(stop))
         .collect()
 }
 

@@ -91,7 +91,7 @@ pub(crate) fn open(
         .with_catalog_list(catalogs)
         .with_expr_planners(SessionStateDefaults::default_expr_planners())
         .with_scalar_functions(functions::scalars(bounds.stop))
-        .with_aggregate_functions(functions::aggregates())
+        .with_aggregate_functions(functions::aggregates(bounds.stop))
         .with_window_functions(SessionStateDefaults::default_window_functions())
         .with_table_function_list(functions::tables())
         .with_physical_optimizer_rule(Arc::new(Interruptible(bounds.stop.clone())))
