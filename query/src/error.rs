@@ -157,12 +157,22 @@ impl From<DataFusionError> for QueryError {
             DataFusionError::ArrowError(e, _) => Self::Invalid(clean(&e.to_string())),
             DataFusionError::External(e) => match e.downcast_ref::<QueryError>() {
                 Some(inner) => inner.clone(),
-                None => internal(&e.to_string()),
+                None => foreign(&e.to_string()),
             },
             DataFusionError::Diagnostic(_, inner) => Self::Invalid(clean(&inner.to_string())),
             other => internal(&other.to_string()),
         }
     }
+}
+
+/// An error of a library that DataFusion passes on. The regex engine's refusals are the author's
+/// to mend; their last line says why.
+fn foreign(text: &str) -> QueryError {
+    if !text.starts_with("regex parse error") && !text.starts_with("Compiled regex exceeds") {
+        return internal(text);
+    }
+    let why = text.lines().last().unwrap_or_default();
+    QueryError::Invalid(clean(&format!("the pattern cannot be used: {why}")))
 }
 
 fn internal(detail: &str) -> QueryError {

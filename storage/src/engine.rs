@@ -515,6 +515,19 @@ fn write_loop(
     limits: &EngineLimits,
 ) {
     let mut flush_asked_at = 0usize;
+    let ask_for_flush = |asked_at: &mut usize| {
+        let memtable = shared.memtable_bytes();
+        if memtable >= limits.flush_bytes && memtable >= *asked_at {
+            // Ask again only after a good deal more, not for every write.
+            *asked_at = memtable + limits.flush_bytes / 4;
+            if notify.try_send(ToMaintenance::Flush(None)).is_err() {
+                tracing::debug!("a flush is already waiting");
+            }
+        }
+    };
+    // What a replay brought back may be due already: a server that dies again and again before its
+    // next write would else replay more every time.
+    ask_for_flush(&mut flush_asked_at);
     let mut waiting = None;
     while let Some(message) = waiting.take().or_else(|| queue.recv()) {
         match message {
@@ -547,14 +560,7 @@ fn write_loop(
                     // The client has gone away: the rows are durable all the same.
                     drop(answer.send(receipt));
                 }
-                let memtable = shared.memtable_bytes();
-                if memtable >= limits.flush_bytes && memtable >= flush_asked_at {
-                    // Ask again only after a good deal more, not for every write.
-                    flush_asked_at = memtable + limits.flush_bytes / 4;
-                    if notify.try_send(ToMaintenance::Flush(None)).is_err() {
-                        tracing::debug!("a flush is already waiting");
-                    }
-                }
+                ask_for_flush(&mut flush_asked_at);
             }
         }
     }

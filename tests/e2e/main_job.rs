@@ -92,7 +92,9 @@ fn write_until_stopped(load: &Load, writer: u64, mut next: u64, rows: u64) -> u6
     while !load.stop.load(Ordering::Relaxed) {
         let names: Vec<RowName> = (next..next + rows).map(|n| (writer, n)).collect();
         load.ledger.lock().unwrap().sending(names.clone());
-        let lines = ledger_lines(TABLE, writer, next, rows);
+        // Padded, so that few rows fill the memtable and kills find it flushing.
+        let pad = format!(".5,pad=\"{}\" ", "p".repeat(600));
+        let lines = ledger_lines(TABLE, writer, next, rows).replace(".5 ", &pad);
         next += rows;
         match load.client.try_write(DB, &lines) {
             Ok(answer) if (200..300).contains(&answer.status) => {
@@ -158,6 +160,7 @@ fn d1_d2_a_hundred_kills_under_load_lose_nothing_double_nothing_and_invent_nothi
     let books = ledger.lock().unwrap();
     eprintln!("{} rows sent, {} acked", books.sent(), books.acked_rows());
     assert!(books.acked_rows() > 1000, "the suite wrote under load");
-    let files = millrace_tests::scan::files(&world.data().join("data"));
-    assert!(kills(100) < 20 || !files.is_empty(), "no kill can have hit a flush");
+    let bundles = millrace_tests::scan::files(&world.data().join("data")).len();
+    eprintln!("{bundles} bundles of column files");
+    assert!(kills(100) < 20 || bundles > 0, "no kill can have hit a flush");
 }
