@@ -296,9 +296,7 @@ impl Catalog {
         id: TenantId,
         name: &str,
     ) -> Result<Tenant, CatalogError> {
-        if !valid_name(name) {
-            return Err(CatalogError::Name(name.chars().take(80).collect()));
-        }
+        Self::check_name(name)?;
         let created_ns = self.clock.now_ns();
         self.change(|state| {
             if state.tenants.values().any(|t| t.name == name) {

@@ -13,5 +13,6 @@ pub mod invariant;
 pub mod map;
 pub mod metric;
 pub mod net;
+pub mod planted;
 pub mod queue;
 pub mod sim;

@@ -19,12 +19,14 @@ use axum::{
     },
     http::{header, request::Parts},
 };
+use bytes::BytesMut;
 use futures::{Stream, StreamExt};
 use millrace_platform::clock::{Clock, Sleep};
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Code, Problem};
-use crate::ingest::decode::WIRE_BYTES_MAX;
+use super::{Code, Problem, State};
+use crate::ingest::{Admission, decode::WIRE_BYTES_MAX};
 
 /// Bytes of an unread body that are still taken off the wire after the answer.
 const LEFTOVER_BYTES_MAX: usize = 64 << 20;
@@ -47,13 +49,17 @@ fn too_large() -> Problem {
     )
 }
 
+fn cut_short() -> Problem {
+    Problem::new(
+        Code::BadBody,
+        "the body ended before its length or came too slowly; send it again",
+    )
+}
+
 fn body_problem(e: &BytesRejection) -> Problem {
     match e {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => too_large(),
-        _ => Problem::new(
-            Code::BadBody,
-            "the body ended before its length or came too slowly; send it again",
-        ),
+        _ => cut_short(),
     }
 }
 
@@ -68,22 +74,55 @@ pub(crate) fn json_problem(e: JsonRejection) -> Problem {
     }
 }
 
+/// A whole body with the room that was reserved for it.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) bytes: Bytes,
+    /// Given back when dropped.
+    pub(crate) room: Option<OwnedSemaphorePermit>,
+}
+
 /// A whole body, or why there is none: the handler decides when to say so.
 #[derive(Debug)]
-pub(crate) struct Payload(pub(crate) Result<Bytes, Problem>);
+pub(crate) struct Payload(pub(crate) Result<Received, Problem>);
 
-impl<S: Send + Sync> FromRequest<S> for Payload {
+pub(crate) fn no_room() -> Problem {
+    Problem::new(Code::Busy, "too many bytes are being written at once; send this again")
+        .retry_after(1)
+}
+
+/// Reads a body, with room for each piece before the next one is asked for: what many requests
+/// keep together is bounded, whatever lengths they claim.
+async fn receive(body: Body, admission: &Admission) -> Result<Received, Problem> {
+    let mut bytes = BytesMut::new();
+    let mut room: Option<OwnedSemaphorePermit> = None;
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|_| cut_short())?;
+        if bytes.len().saturating_add(piece.len()) > WIRE_BYTES_MAX {
+            return Err(too_large());
+        }
+        let more = admission.reserve(piece.len()).ok_or_else(no_room)?;
+        match &mut room {
+            Some(room) => room.merge(more),
+            None => room = Some(more),
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(Received { bytes: bytes.freeze(), room })
+}
+
+impl FromRequest<Arc<State>> for Payload {
     type Rejection = Infallible;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
+    async fn from_request(request: Request, state: &Arc<State>) -> Result<Self, Infallible> {
         // Who says beforehand that it is too much need not be waited for.
         let length = request.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
         if length.is_some_and(|n| n > WIRE_BYTES_MAX as u64) {
             return Ok(Self(Err(too_large())));
         }
-        let body = Bytes::from_request(request, state).await;
-        Ok(Self(body.map_err(|e| body_problem(&e))))
+        Ok(Self(receive(request.into_body(), &state.admission).await))
     }
 }
 
@@ -195,6 +234,22 @@ mod tests {
 
     fn body(pieces: impl Stream<Item = Result<Bytes, axum::Error>> + Send + 'static) -> Request {
         Request::new(Body::from_stream(pieces))
+    }
+
+    #[test]
+    fn bodies_keep_no_more_than_there_is_room_for_and_give_it_back() {
+        let admission = Admission::of_kib(8);
+        let pieces = |n: usize| {
+            let piece = || Ok::<_, TooSlow>(Bytes::from(vec![0; 4096]));
+            Body::from_stream(stream::iter((0..n).map(move |_| piece())))
+        };
+        let read = |n| receive(pieces(n), &admission).now_or_never().expect("nothing to wait for");
+        assert_eq!(read(3).unwrap_err().code, Code::Busy);
+        let held = read(2).unwrap();
+        assert_eq!(held.bytes.len(), 8192);
+        assert_eq!(read(1).unwrap_err().code, Code::Busy);
+        drop(held);
+        assert!(read(2).is_ok());
     }
 
     #[test]

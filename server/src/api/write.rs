@@ -7,7 +7,6 @@ use std::{borrow::Cow, sync::Arc};
 
 use axum::{
     Json,
-    body::Bytes,
     extract::State as Given,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -26,7 +25,7 @@ use serde_json::json;
 use super::{
     Code, Problem, Shared, State,
     auth::Caller,
-    request::{Parameters, Payload},
+    request::{Parameters, Payload, Received, no_room},
 };
 use crate::ingest::{decode, locate};
 
@@ -69,21 +68,19 @@ async fn store(
     precision: Precision,
     all_or_nothing: bool,
     headers: &HeaderMap,
-    body: Bytes,
+    body: Received,
 ) -> Result<Outcome, Problem> {
     let encoding =
         headers.get(header::CONTENT_ENCODING).map(|v| v.to_str().unwrap_or("?").to_owned());
+    let Received { bytes: body, room: _room } = body;
     let wire = body.len();
-    // Text becomes columns of about its own size; a compressed body may become far more.
+    // The body's own room is held already. Text becomes columns of about its own size; a compressed body may become far more.
     let reserve = if encoding.is_some() {
         decode::DECODED_BYTES_MAX.min(wire.saturating_mul(20))
     } else {
-        2 * wire
+        wire
     };
-    let _reserved = state.admission.reserve(reserve).ok_or_else(|| {
-        Problem::new(Code::Busy, "too many bytes are being written at once; send this again")
-            .retry_after(1)
-    })?;
+    let _reserved = state.admission.reserve(reserve).ok_or_else(no_room)?;
     let options = LineOptions {
         precision,
         default_time_ns: state.clock.now_ns(),

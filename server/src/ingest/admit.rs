@@ -1,6 +1,6 @@
-//! Admission: bytes are reserved before a body is read.
+//! Admission: bytes are reserved while a body is read, piece by piece, and before it is decoded.
 //!
-//! Owns: the node's ingest pool. Never: reads a byte that it has no room for.
+//! Owns: the node's ingest pool. Never: lets more of a body be kept than was reserved.
 
 use std::sync::Arc;
 
@@ -17,11 +17,16 @@ pub struct Admission(Arc<Semaphore>);
 
 impl Default for Admission {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(POOL_KIB)))
+        Self::of_kib(POOL_KIB)
     }
 }
 
 impl Admission {
+    /// A pool of so many KiB.
+    pub fn of_kib(kib: usize) -> Self {
+        Self(Arc::new(Semaphore::new(kib)))
+    }
+
     /// Reserves `bytes`, or `None` when the pool is full.
     pub fn reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let kib = u32::try_from(bytes.div_ceil(KIB).clamp(1, POOL_KIB)).ok()?;
