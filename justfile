@@ -16,6 +16,10 @@ test:
 quick:
     cargo xtask quick
 
+# Every fuzz target, 60 seconds each; `just fuzz --seconds 600 wal` for more of one.
+fuzz *args:
+    cargo xtask fuzz {{args}}
+
 # Crash simulation on a simulated disk.
 sim *filter:
     cargo nextest run --workspace -E 'test(sim::) or package(millrace-sim)' {{filter}}

@@ -12,6 +12,7 @@
 )]
 
 mod deny;
+mod fuzz;
 mod layers;
 mod need;
 mod promises;
@@ -52,6 +53,8 @@ enum Command {
     Promises,
     /// Check licences, sources, duplicates and advisories of the dependencies.
     Deny,
+    /// Run every fuzz target for some seconds, from the committed seeds.
+    Fuzz(fuzz::FuzzArgs),
     /// Scan the checkout for secrets, after checking that a planted one is found.
     Secrets,
     /// Print the largest files and the longest functions. To look at, not to gate.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Layers => layers::run(),
         Command::Promises => promises::run(),
         Command::Deny => deny::run(),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Secrets => secrets::run(),
         Command::Shape => shape::run(),
         Command::Ci => suites::ci(),

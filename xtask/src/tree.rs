@@ -11,10 +11,12 @@ use std::{
 /// Folders that hold no source: build output, version control, environments, editors' droppings.
 const NOT_OURS: [&str; 6] = ["target", ".git", ".venv", "__pycache__", "node_modules", ".idea"];
 
-/// The root of the checkout: the parent of this crate's folder.
+/// The root of the checkout: the parent of this crate's folder. What cargo says when it starts us
+/// counts before what was compiled in: a target folder may be shared between checkouts.
 pub(crate) fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    here.parent().unwrap_or(&here).to_path_buf()
 }
 
 /// Every file of the checkout, relative to the root, sorted.
