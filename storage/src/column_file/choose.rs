@@ -66,10 +66,7 @@ fn sample<T>(values: &[T]) -> Vec<&[T]> {
 }
 
 /// Chooses for whole numbers.
-pub(super) fn whole(
-    values: &[i64],
-    compressors: &mut Compressors,
-) -> Result<Whole, ParquetError> {
+pub(super) fn whole(values: &[i64], compressors: &mut Compressors) -> Result<Whole, ParquetError> {
     let narrow = Whole::Delta(Layout::Narrow, Codec::Plain);
     if values.len() < SAMPLED_MIN {
         return Ok(narrow);

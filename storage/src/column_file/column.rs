@@ -8,16 +8,12 @@ use std::{ops::Range, sync::Arc};
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, StringArray},
     buffer::{BooleanBuffer, NullBuffer},
-    datatypes::{
-        DataType, Float64Type, Int64Type, TimestampNanosecondType, UInt64Type,
-    },
+    datatypes::{DataType, Float64Type, Int64Type, TimestampNanosecondType, UInt64Type},
 };
 use bytes::Bytes;
 use hashbrown::HashMap;
 use parquet::{
-    basic::{
-        ConvertedType, Encoding, LogicalType, Repetition, TimeUnit, Type as PhysicalType,
-    },
+    basic::{ConvertedType, Encoding, LogicalType, Repetition, TimeUnit, Type as PhysicalType},
     column::writer::ColumnCloseResult,
     data_type::ByteArray,
     errors::ParquetError,
@@ -193,7 +189,9 @@ fn leaf(
     if let Some(LogicalType::Decimal(decimal)) = &logical {
         builder = builder.with_precision(decimal.precision).with_scale(decimal.scale);
     }
-    Ok(Arc::new(builder.with_logical_type(logical).with_converted_type(ConvertedType::NONE).build()?))
+    Ok(Arc::new(
+        builder.with_logical_type(logical).with_converted_type(ConvertedType::NONE).build()?,
+    ))
 }
 
 /// The scale at which every value of the column is a decimal.
@@ -225,7 +223,9 @@ fn present<'v, T: Copy>(
         Some(nulls) => {
             scratch.clear();
             scratch.reserve(values.len() - nulls.null_count());
-            nulls.valid_slices().for_each(|(from, to)| scratch.extend_from_slice(&values[from..to]));
+            nulls
+                .valid_slices()
+                .for_each(|(from, to)| scratch.extend_from_slice(&values[from..to]));
             scratch
         }
     }
@@ -490,7 +490,8 @@ fn keys<T: Copy + Eq + std::hash::Hash>(all: impl Iterator<Item = T>) -> Option<
         last = Some((value, place));
         keys.indices.push(place);
     }
-    (keys.values.len() * 2 <= keys.indices.len()).then_some(keys)
+    let pays = !keys.indices.is_empty() && keys.values.len() * 2 <= keys.indices.len();
+    pays.then_some(keys)
 }
 
 fn push_text(out: &mut Vec<u8>, text: &[u8]) {

@@ -42,8 +42,9 @@ pub(super) fn scale_of(values: &[f64], at_least: u8) -> Option<u8> {
     loop {
         let power = POWERS[scale];
         // Whole pieces without a branch inside: a column that passes costs 2 ns a value.
-        let piece =
-            values.chunks(256).find(|piece| !piece.iter().fold(true, |ok, v| ok & exact(*v, power)));
+        let piece = values
+            .chunks(256)
+            .find(|piece| !piece.iter().fold(true, |ok, v| ok & exact(*v, power)));
         let Some(piece) = piece else { return u8::try_from(scale).ok() };
         let value = piece.iter().copied().find(|v| !exact(*v, power))?;
         scale = (scale + 1..=SCALE_MAX).find(|s| exact(value, POWERS[*s]))?;
@@ -63,8 +64,9 @@ pub(super) fn to_floats(whole: &ArrayRef) -> Result<ArrayRef, ArrowError> {
         return Err(ArrowError::SchemaError(format!("{} is no decimal", whole.data_type())));
     };
     let power = usize::try_from(*scale).ok().and_then(|s| POWERS.get(s)).copied();
-    let power = power
-        .ok_or_else(|| ArrowError::SchemaError(format!("a decimal of scale {scale} is no float")))?;
+    let power = power.ok_or_else(|| {
+        ArrowError::SchemaError(format!("a decimal of scale {scale} is no float"))
+    })?;
     let whole = whole.as_primitive::<Decimal64Type>();
     let floats: Vec<f64> = whole.values().iter().map(|i| *i as f64 / power).collect();
     Ok(std::sync::Arc::new(Float64Array::new(floats.into(), whole.nulls().cloned())))

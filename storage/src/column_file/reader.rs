@@ -8,9 +8,7 @@
 use std::{ops::Range, panic::AssertUnwindSafe, sync::Arc};
 
 use arrow::{
-    array::{
-        Array, ArrayRef, AsArray, RecordBatch, TimestampNanosecondArray, new_null_array,
-    },
+    array::{Array, ArrayRef, AsArray, RecordBatch, TimestampNanosecondArray, new_null_array},
     compute::concat_batches,
     datatypes::{
         DECIMAL64_MAX_PRECISION, DataType, Field, Schema, SchemaRef, TimeUnit,
@@ -368,10 +366,9 @@ fn widen(column: &ArrayRef, wanted: &DataType) -> Result<ArrayRef, ArrowError> {
     use TimeUnit::{Microsecond, Millisecond, Nanosecond};
     match (column.data_type(), wanted) {
         (DataType::Decimal64(_, _), DataType::Float64) => decimal::to_floats(column),
-        (DataType::Timestamp(Millisecond, _), DataType::Timestamp(Nanosecond, _)) => nanoseconds(
-            column.as_primitive::<TimestampMillisecondType>().values(),
-            1_000_000,
-        ),
+        (DataType::Timestamp(Millisecond, _), DataType::Timestamp(Nanosecond, _)) => {
+            nanoseconds(column.as_primitive::<TimestampMillisecondType>().values(), 1_000_000)
+        }
         (DataType::Timestamp(Microsecond, _), DataType::Timestamp(Nanosecond, _)) => {
             nanoseconds(column.as_primitive::<TimestampMicrosecondType>().values(), 1_000)
         }

@@ -1,12 +1,9 @@
 //! Encodes a run as a Parquet section and its directory.
 //!
-//! Owns: encodings and page layout. The Parquet is plain and readable by any stock reader:
-//! `__sid` (u64), `time` (ns, UTC), then the fields by name, each with its stable id as the
-//! Parquet field id. Tags are in the series section, once per series.
-//! Choices (measured, see the design's "Flush and compaction"): time and integers
-//! DELTA_BINARY_PACKED, `__sid` a dictionary, floats a dictionary where few values are distinct
-//! (decided on a sample) and PLAIN otherwise, LZ4_RAW, pages of 8192 rows, page index on, Bloom
-//! filters off.
+//! Owns: the file as a whole: its columns, row groups and footer. The Parquet is plain and
+//! readable by any stock reader: `__sid` (u64), `time` (UTC), then the fields by name, each with
+//! its stable id as the Parquet field id. Tags are in the series section, once per series.
+//! Never: encodes a value (column.rs and below do); lets a sample decide what only all values can.
 
 use std::sync::Arc;
 
@@ -112,8 +109,7 @@ pub fn write_column_file(
 }
 
 fn columns<'a>(run: &'a Run, schema: &TableSchema) -> Result<Vec<Column<'a>>, WriteFileError> {
-    let mut columns =
-        vec![Column::series(&run.series)?, Column::time(run.batch.column(0))?];
+    let mut columns = vec![Column::series(&run.series)?, Column::time(run.batch.column(0))?];
     for (id, array) in run.field_ids.iter().zip(run.batch.columns().iter().skip(1)) {
         let def = schema.field_by_id(*id).ok_or(WriteFileError::UnknownColumn(*id))?;
         columns.push(Column::field(&def.name, *id, array)?);
