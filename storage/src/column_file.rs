@@ -3,7 +3,13 @@
 //! Owns: their formats. Never: decides what goes into a file or when it is read.
 
 pub mod bundle;
+mod choose;
+mod chunk;
+mod column;
+mod decimal;
+mod delta;
 pub mod directory;
+mod hybrid;
 pub mod reader;
 pub mod writer;
 

@@ -238,8 +238,9 @@ impl Maintenance {
         level: u8,
         (lsn_lo, lsn_hi): (u64, u64),
     ) -> Result<FileEntry, FlushError> {
+        let profile = if level == 0 { FileProfile::Hot } else { FileProfile::Merged };
         let ColumnFileParts { parquet, directory, rows, t_min, t_max, .. } =
-            write_column_file(run, schema, FileProfile::Hot)?;
+            write_column_file(run, schema, profile)?;
         let parquet = bundle.add(keys, self.entropy.as_ref(), &parquet)?;
         let directory = bundle.add(keys, self.entropy.as_ref(), &directory)?;
         Ok(FileEntry {

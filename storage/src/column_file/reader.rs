@@ -1,14 +1,19 @@
 //! Reads column files: footer and directory once, then any row ranges of any columns.
 //!
-//! Owns: the way from a section reference to arrow batches. Never: parses a byte before its seal
+//! Owns: the way from a section reference to arrow batches; floats stored as decimals and times
+//! stored in coarser units come back as floats and nanoseconds here, so that nothing above knows
+//! of them. Never: parses a byte before its seal
 //! is checked; returns rows outside the asked ranges.
 
 use std::{ops::Range, panic::AssertUnwindSafe, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, new_null_array},
+    array::{Array, ArrayRef, AsArray, RecordBatch, TimestampNanosecondArray, new_null_array},
     compute::concat_batches,
-    datatypes::{Field, Schema, SchemaRef},
+    datatypes::{
+        DECIMAL64_MAX_PRECISION, DataType, Field, Schema, SchemaRef, TimeUnit,
+        TimestampMicrosecondType, TimestampMillisecondType,
+    },
     error::ArrowError,
 };
 use bytes::Bytes;
@@ -32,6 +37,7 @@ use parquet::{
 
 use super::{
     bundle::SectionRef,
+    decimal,
     directory::{DirectoryError, SeriesDirectory},
 };
 use crate::scan::{arrow_type, time_type};
@@ -216,8 +222,7 @@ impl ColumnFile {
         let section = parquet.name.to_string();
         let fail = |source| ColumnFileError::Parquet { section: section.clone(), source };
         let footer = parquet.get_metadata(None).await.map_err(fail)?;
-        let metadata =
-            ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new()).map_err(fail)?;
+        let metadata = narrow_decimals(footer).map_err(fail)?;
         let rows = u64::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or(0);
         if rows != directory.rows() {
             let directory = directory.rows();
@@ -333,6 +338,53 @@ impl ColumnFile {
     }
 }
 
+/// Decimals as the 64-bit numbers that they are stored as, not as 128-bit ones.
+fn narrow_decimals(footer: Arc<ParquetMetaData>) -> Result<ArrowReaderMetadata, ParquetError> {
+    let metadata = ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new())?;
+    let decimal = |ty: &DataType| match ty {
+        DataType::Decimal128(p, s) if *p <= DECIMAL64_MAX_PRECISION => {
+            Some(DataType::Decimal64(*p, *s))
+        }
+        _ => None,
+    };
+    let fields = metadata.schema().fields();
+    if !fields.iter().any(|f| decimal(f.data_type()).is_some()) {
+        return Ok(metadata);
+    }
+    let narrow = |field: &Arc<Field>| match decimal(field.data_type()) {
+        Some(ty) => Arc::new(field.as_ref().clone().with_data_type(ty)),
+        None => Arc::clone(field),
+    };
+    let hint = Arc::new(Schema::new(fields.iter().map(narrow).collect::<Vec<_>>()));
+    let footer = Arc::clone(metadata.metadata());
+    ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new().with_schema(hint))
+}
+
+/// The column as the type that everything above knows it by; any other pair of types is left to
+/// be refused.
+fn widen(column: &ArrayRef, wanted: &DataType) -> Result<ArrayRef, ArrowError> {
+    use TimeUnit::{Microsecond, Millisecond, Nanosecond};
+    match (column.data_type(), wanted) {
+        (DataType::Decimal64(_, _), DataType::Float64) => decimal::to_floats(column),
+        (DataType::Timestamp(Millisecond, _), DataType::Timestamp(Nanosecond, _)) => {
+            nanoseconds(column.as_primitive::<TimestampMillisecondType>().values(), 1_000_000)
+        }
+        (DataType::Timestamp(Microsecond, _), DataType::Timestamp(Nanosecond, _)) => {
+            nanoseconds(column.as_primitive::<TimestampMicrosecondType>().values(), 1_000)
+        }
+        _ => Ok(Arc::clone(column)),
+    }
+}
+
+fn nanoseconds(times: &[i64], unit: i64) -> Result<ArrayRef, ArrowError> {
+    let (low, high) = (i64::MIN / unit, i64::MAX / unit);
+    if !times.iter().fold(true, |ok, t| ok & (*t >= low) & (*t <= high)) {
+        return Err(ArrowError::ParseError("a time lies outside of what 64 bits hold".to_owned()));
+    }
+    let times: Vec<i64> = times.iter().map(|t| t * unit).collect();
+    Ok(Arc::new(TimestampNanosecondArray::from(times).with_timezone("UTC")))
+}
+
 fn arrange(
     batch: &RecordBatch,
     order: &[Option<usize>],
@@ -342,9 +394,9 @@ fn arrange(
         .iter()
         .zip(schema.fields())
         .map(|(at, field)| match at.and_then(|at| batch.columns().get(at)) {
-            Some(column) => Arc::clone(column),
-            None => new_null_array(field.data_type(), batch.num_rows()),
+            Some(column) => widen(column, field.data_type()),
+            None => Ok(new_null_array(field.data_type(), batch.num_rows())),
         })
-        .collect();
+        .collect::<Result<_, _>>()?;
     RecordBatch::try_new(Arc::clone(schema), columns)
 }

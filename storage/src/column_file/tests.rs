@@ -1,6 +1,8 @@
 //! Column files from end to end: what is written reads back; what is damaged is an error that
 //! names the file; what is hostile, though sealed with the right key, never panics.
 
+mod encodings;
+
 use std::sync::Arc;
 
 use arrow::{

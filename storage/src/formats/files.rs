@@ -123,7 +123,9 @@ fn run() -> Run {
         std::sync::Arc::new(Int64Array::from_iter_values([0, 0, -1, 2, 2])),
         std::sync::Arc::new(arrow::array::UInt64Array::from_iter_values([1, 2, 3, 4, 5])),
         std::sync::Arc::new(BooleanArray::from(vec![true, true, false, true, true])),
-        std::sync::Arc::new(Float64Array::from_iter_values([0.11, 0.12, 0.13, 0.14, 0.15])),
+        std::sync::Arc::new(Float64Array::from_iter_values(
+            [1.0, 2.0, 4.0, 5.0, 7.0].map(|n| n / 3.0),
+        )),
     ];
     Run::new(times.to_vec(), vec![4, 5, 6, 7, 8, 9], columns, spans()).unwrap()
 }
