@@ -9,6 +9,7 @@ mod compaction;
 mod engine;
 mod files;
 mod flush;
+pub mod fsck;
 #[cfg(test)]
 mod formats;
 mod gc;
