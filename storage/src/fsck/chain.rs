@@ -139,9 +139,12 @@ impl Walk<'_> {
             flushed_lsn: head.flushed_lsn,
             tenants: tenants.into_iter().map(|(id, t)| (id, t.into())).collect(),
         };
-        if let Some(before) = before.filter(|b| b.manifest.number == number) {
-            let same = before.manifest == manifest && before.digest == head.previous;
-            if !same {
+        if let Some(before) = before {
+            let last = before.manifest.number;
+            if last != number {
+                let detail = format!("records {} to {number} are missing before it", last + 1);
+                self.find(&at, Code::ManifestChain, detail);
+            } else if before.manifest != manifest || before.digest != head.previous {
                 let detail = "it differs from what the records up to it say";
                 self.find(&at, Code::ManifestCheckpoint, detail);
             }

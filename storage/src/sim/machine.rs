@@ -187,11 +187,6 @@ impl Machine {
         self.shard.as_mut().expect("the shard is open")
     }
 
-    /// The wall clock.
-    fn now_ns(&self) -> i64 {
-        millrace_platform::clock::Clock::now_ns(&self.clock)
-    }
-
     /// Whether the power is off.
     pub fn dark(&self) -> bool {
         self.disk.exists(Path::new("/data")).is_err()
@@ -332,11 +327,17 @@ impl Machine {
         }
     }
 
+    /// What must be kept of rows that arrive now.
+    fn kept(&self, rows: &[Sent]) -> Vec<Row> {
+        let latest = millrace_platform::clock::Clock::now_ns(&self.clock) + FUTURE_NS;
+        rows.iter().filter_map(|s| s.kept.clone()).filter(|row| row.time <= latest).collect()
+    }
+
     fn rows(&self, tenant: u8) -> Vec<Sent> {
         let none = BTreeSet::new();
         let typed = self.typed.get(&tenant).unwrap_or(&none);
         let count = 1 + self.dice.below(5);
-        self.traffic.rows(&self.dice, count, typed, self.now_ns())
+        self.traffic.rows(&self.dice, count, typed)
     }
 
     fn line_protocol(&self) -> (u8, Option<(u8, u64)>, Vec<Sent>) {
@@ -353,21 +354,10 @@ impl Machine {
 
     /// Sends a group of writes under one sync and holds the answers against the reference.
     fn send(&mut self, writes: Vec<(u8, Option<(u8, u64)>, Vec<Sent>)>) {
-        let now_ns = self.now_ns();
-        let writes: Vec<_> = writes
-            .into_iter()
-            .map(|(tenant, numbers, mut rows)| {
-                for sent in &mut rows {
-                    // The clock may have been set since the rows were made.
-                    sent.kept = sent.kept.take().filter(|r| r.time <= now_ns + FUTURE_NS);
-                }
-                (tenant, numbers, rows)
-            })
-            .collect();
         let requests = writes.iter().map(|(t, n, rows)| request(*t, *n, rows)).collect();
         let answers = self.shard().write(requests);
         for ((tenant, numbers, rows), answer) in writes.into_iter().zip(answers) {
-            let kept: Vec<Row> = rows.iter().filter_map(|s| s.kept.clone()).collect();
+            let kept = self.kept(&rows);
             let numbers = numbers.map(|(device, lo)| (device, lo, last(lo, &rows)));
             let write = Write { tenant, numbers, rows: kept };
             match answer {
@@ -440,7 +430,7 @@ impl Machine {
         let all: Vec<Sent> = known.iter().chain(&new).cloned().collect();
         let answer =
             self.shard().write(vec![request(stream.0, Some((stream.1, lo)), &all)]).remove(0);
-        let kept: Vec<Row> = new.iter().filter_map(|s| s.kept.clone()).collect();
+        let kept = self.kept(&new);
         let hi = last(mark + 1, &new);
         let write = Write { tenant: stream.0, numbers: Some((stream.1, mark + 1, hi)), rows: kept };
         match answer {
@@ -495,7 +485,7 @@ impl Machine {
         let writes = vec![self.line_protocol()];
         let (tenant, numbers, rows) = writes[0].clone();
         let answer = self.shard().write(vec![request(tenant, numbers, &rows)]).remove(0);
-        let kept: Vec<Row> = rows.iter().filter_map(|s| s.kept.clone()).collect();
+        let kept = self.kept(&rows);
         let write = Write { tenant, numbers: None, rows: kept };
         match answer {
             Ok(receipt) => self.acknowledged(write, rows, &receipt),
