@@ -276,8 +276,15 @@ impl Machine {
                 self.maintained(done);
             }
             Step::Compact => {
-                let done = block_on(self.shard().compact_once()).map(drop);
-                self.maintained(done);
+                // All that is due, as the maintenance thread does it.
+                loop {
+                    let done = block_on(self.shard().compact_once());
+                    let more = matches!(done, Ok(true));
+                    self.maintained(done.map(drop));
+                    if !more {
+                        break;
+                    }
+                }
             }
             Step::Sweep { grace } => self.sweep(grace),
             Step::Hold => self.hold(),

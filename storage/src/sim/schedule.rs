@@ -34,17 +34,21 @@ fn next(m: &Machine) -> Step {
     if m.zombie.is_some() && below(3) == 0 {
         return Step::Wake;
     }
+    // What a merge left is swept soon, while queries still read it.
+    if matches!(m.trace.last(), Some(Step::Compact)) && below(2) == 0 {
+        return Step::Sweep { grace: below(4) == 0 };
+    }
     match below(64) {
         0..=9 => Step::Write { clients: 1 + below(2) },
         10..=21 => Step::Frames { devices: 1 + below(2) },
         22..=24 => Step::Resend { more: below(2) == 0 },
         25 => Step::Hole,
         26..=34 => Step::Flush,
-        35..=39 => Step::Compact,
-        40 | 41 => Step::Sweep { grace: below(2) == 0 },
-        42 | 43 => Step::Hold,
-        44 => Step::Release,
+        35..=40 => Step::Compact,
+        41 => Step::Sweep { grace: below(2) == 0 },
+        42..=44 => Step::Hold,
         45 => Step::Wait { minutes: [1, 61, 60 * 24 * 30][below(3) as usize] },
+        46 if below(2) == 0 => Step::Release,
         46 => Step::Jump { hours: [-2, 0, 24, 24 * 365 * 10][below(4) as usize] },
         47..=49 => Step::Cut { after: below(40) },
         50..=52 => Step::Fail { nth: 1 + below(20) },
