@@ -9,9 +9,9 @@ mod compaction;
 mod engine;
 mod files;
 mod flush;
-pub mod fsck;
 #[cfg(test)]
 mod formats;
+pub mod fsck;
 mod gc;
 mod limits;
 pub mod manifest;

@@ -154,7 +154,10 @@ impl std::fmt::Debug for ManifestStore {
 }
 
 /// Numbers of the objects in a folder, ascending.
-pub(crate) async fn numbers(store: &dyn ObjectStore, folder: &str) -> Result<Vec<u64>, object_store::Error> {
+pub(crate) async fn numbers(
+    store: &dyn ObjectStore,
+    folder: &str,
+) -> Result<Vec<u64>, object_store::Error> {
     let objects: Vec<_> = store.list(Some(&Path::from(folder))).try_collect().await?;
     let mut out: Vec<u64> =
         objects.iter().filter_map(|m| m.location.filename().and_then(|n| n.parse().ok())).collect();
@@ -162,7 +165,10 @@ pub(crate) async fn numbers(store: &dyn ObjectStore, folder: &str) -> Result<Vec
     Ok(out)
 }
 
-pub(crate) async fn fetch(store: &dyn ObjectStore, name: &str) -> Result<bytes::Bytes, object_store::Error> {
+pub(crate) async fn fetch(
+    store: &dyn ObjectStore,
+    name: &str,
+) -> Result<bytes::Bytes, object_store::Error> {
     store.get(&Path::from(name)).await?.bytes().await
 }
 
@@ -226,7 +232,11 @@ pub(crate) async fn load(
     Ok(loaded)
 }
 
-pub(crate) fn apply(now: &Manifest, head: &Head, tenants: &BTreeMap<TenantId, TenantDelta>) -> Manifest {
+pub(crate) fn apply(
+    now: &Manifest,
+    head: &Head,
+    tenants: &BTreeMap<TenantId, TenantDelta>,
+) -> Manifest {
     let mut next = now.clone();
     next.number = head.number;
     next.epoch = head.epoch;
