@@ -24,6 +24,10 @@ fuzz *args:
 sim *filter:
     cargo nextest run --workspace -E 'test(sim::) or package(millrace-sim)' {{filter}}
 
+# Storage's random schedules on all cores, for 120 minutes unless told otherwise.
+soak *args:
+    cargo xtask soak {{args}}
+
 # The real binaries, driven from outside.
 e2e *filter:
     cargo build --workspace && cargo nextest run --workspace -E 'package(millrace-tests)' {{filter}}

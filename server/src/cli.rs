@@ -5,6 +5,7 @@
 //! from MILLRACE_TOKEN or a file.
 
 mod client;
+mod fsck;
 mod manage;
 mod sql;
 
@@ -61,6 +62,10 @@ enum Command {
         after_help = "Example:\n  millrace status --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
     )]
     Status(manage::StatusArgs),
+    /// Check everything that a stopped server has stored; exit status 1 if something is damaged,
+    /// 2 if it could not be checked.
+    #[command(after_help = "Example:\n  millrace fsck --data-dir ./data")]
+    Fsck(fsck::FsckArgs),
     /// Start everything on this machine and show an answer: server, tenant, forwarder, SQL.
     #[command(after_help = "Example:\n  millrace demo --for 30s")]
     Demo(crate::demo::DemoArgs),
@@ -112,6 +117,7 @@ pub fn main() -> ExitCode {
         Command::Device { command } => manage::device(command),
         Command::Sql(args) => sql::run(args),
         Command::Status(args) => manage::status(args),
+        Command::Fsck(args) => return fsck::run(&args),
         Command::Demo(args) => crate::demo::run(args),
         Command::Edge { args } => return crate::demo::forwarder(args),
         Command::Completions { shell } => {

@@ -77,9 +77,9 @@ const CATALOG: &str = "control/catalog";
 /// The wrapped keys.
 const LEDGER: &str = "keys/ledger.json";
 /// Says that storage was made, so that a folder without it is not taken for a new one.
-const STORED: &str = "control/storage";
+pub(crate) const STORED: &str = "control/storage";
 /// The manifest's records.
-const MANIFEST: &str = "shard/0/m";
+pub(crate) const MANIFEST: &str = "shard/0/m";
 
 fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> StartError {
     let what = what.into();

@@ -133,7 +133,7 @@ impl Maintenance {
             let streams = sealed
                 .streams
                 .iter()
-                .filter(|(id, _, _)| *id == tenant.id)
+                .filter(|(id, _, _)| *id == tenant.id && !planted(Bug::WatermarkNotStored))
                 .map(|(_, key, hi)| (key.clone(), StreamState { hi: *hi }))
                 .collect();
             let next = sealed.next_table_ids.iter().find(|(id, _)| *id == tenant.id);
@@ -175,6 +175,7 @@ impl Maintenance {
         for handle in tenant.tables().values() {
             let version = handle.current.load_full();
             let chunks = version.flushing.clone();
+            let lost = usize::from(planted(Bug::FlushLosesChunk));
             let Some(columns) = version.sealed.clone().filter(|_| version.schema.version > 0)
             else {
                 // No row of it has ever been durable.
@@ -193,11 +194,20 @@ impl Maintenance {
             let fields: Vec<(u32, FieldType)> =
                 schema.fields.iter().map(|f| (f.id, f.ty)).collect();
             let all = RowFilter { time: i64::MIN..i64::MAX, series: None };
-            let runs = sort_chunks(&chunks, &all, &fields, &view, self.limits.window_ns)?;
+            let runs = sort_chunks(
+                chunks.get(lost..).unwrap_or_default(),
+                &all,
+                &fields,
+                &view,
+                self.limits.window_ns,
+            )?;
             let mut files = Vec::new();
-            for run in runs.values() {
+            let skip = usize::from(planted(Bug::FlushSkipsWindow) && runs.len() > 1);
+            for (nth, run) in runs.values().enumerate().skip(skip) {
+                let misplaced = planted(Bug::LateFileMisplaced) && nth + 1 < runs.len();
+                let lsns = if misplaced { (1, 1) } else { (lsn_lo, lsn_hi) };
                 let run = without_empty_columns(run);
-                let entry = self.add_file(&run, &schema, keys, bundle, 0, (lsn_lo, lsn_hi))?;
+                let entry = self.add_file(&run, &schema, keys, bundle, 0, lsns)?;
                 report.files += 1;
                 report.rows += entry.rows;
                 files.push(Arc::new(entry));
@@ -262,7 +272,8 @@ impl Maintenance {
         if bundle.is_empty() {
             return Ok(0);
         }
-        let (path, bytes) = bundle.finish();
+        let (path, mut bytes) = bundle.finish();
+        bytes.truncate(bytes.len() >> u32::from(planted(Bug::PartialBundle)));
         let len = bytes.len() as u64;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         self.store.put_opts(&path, bytes.into(), options).await?;

@@ -11,6 +11,7 @@ mod files;
 mod flush;
 #[cfg(test)]
 mod formats;
+pub mod fsck;
 mod gc;
 mod limits;
 pub mod manifest;

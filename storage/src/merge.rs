@@ -13,6 +13,8 @@ use arrow::{
     error::ArrowError,
 };
 
+use crate::planted::{Bug, planted};
+
 /// A stretch of one series in one source.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stretch {
@@ -144,6 +146,7 @@ fn merge_series(plan: &mut Plan, here: &mut [(usize, Stretch)], time: &[&[i64]])
         })
         .collect();
     rows.sort_unstable_by(|a, b| match a.0.cmp(&b.0) {
+        Ordering::Equal if planted(Bug::DedupTakesOlder) => (b.1, b.2).cmp(&(a.1, a.2)),
         Ordering::Equal => (a.1, a.2).cmp(&(b.1, b.2)),
         other => other,
     });
@@ -178,6 +181,7 @@ fn take_pieces(arrays: &[&ArrayRef], plan: &Plan) -> Result<ArrayRef, ArrowError
             }
             // Where the newest write lacks this field, the newest older one that has it counts.
             if !valid(piece.source, source_row)
+                && !planted(Bug::NullFillDropped)
                 && let Some((source, from)) =
                     candidates.iter().copied().find(|(s, r)| valid(*s, *r))
             {

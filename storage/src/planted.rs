@@ -22,5 +22,37 @@ millrace_platform::planted_bugs! {
         EpochCheckSkipped,
         /// A manifest record is taken without comparing the digest of the one before it.
         ChecksumIgnored,
+        /// A flush forgets the newest chunk that it was given.
+        FlushLosesChunk,
+        /// A flush leaves out one of several time windows.
+        FlushSkipsWindow,
+        /// A file with late rows is placed before everything older than it.
+        LateFileMisplaced,
+        /// A flush stores no watermarks.
+        WatermarkNotStored,
+        /// Half of an object is stored and taken for the whole.
+        PartialBundle,
+        /// Of two rows of one series and time the older one counts.
+        DedupTakesOlder,
+        /// A field that the newest write lacks is not filled from an older one.
+        NullFillDropped,
+        /// A merge writes one field fewer than its table has.
+        MergeDropsField,
+        /// Objects that a snapshot reads are removed.
+        PinIgnored,
+        /// Objects that hold nothing but series are taken for garbage.
+        SeriesAreGarbage,
+        /// A checkpoint misses the last tenant.
+        CheckpointIncomplete,
+        /// Columns that a log record brings are not added at replay.
+        ColumnsLostOnReplay,
+        /// Marks of a write that failed are kept.
+        MarksKeptAfterFailure,
+        /// A frame behind a hole is taken.
+        HoleTaken,
+        /// Two tag sets may have one series id (of few, so that it happens).
+        SeriesIdShared,
+        /// No bug: few series ids, so that they collide. The suite must hold with it.
+        SeriesIdsFew,
     }
 }

@@ -1,14 +1,23 @@
 //! Storage as a whole on a simulated disk, beside a reference model: what is acknowledged is
 //! there, once, after any crash; and the proof that this suite would notice if it were not.
 
+mod check;
 mod columns;
 mod crash;
 mod damage;
 mod fork;
+mod fsck;
 mod keys;
+mod machine;
 mod model;
 mod pins;
 mod planted_bugs;
+mod reference;
 mod rows;
+mod schedule;
+mod seeds;
+mod soak;
+mod traffic;
+mod wire;
 mod world;
 mod zombie;

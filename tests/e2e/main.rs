@@ -12,6 +12,7 @@
 
 mod access;
 mod edge;
+mod fsck;
 mod ingest;
 mod keys;
 mod main_job;

@@ -43,6 +43,8 @@ enum Command {
     Needs,
     /// The fast part: format, tidy, layers, lints and unit tests of the crates without DataFusion.
     Quick,
+    /// Storage's random schedules for as long as one likes; prints every seed that fails.
+    Soak(suites::SoakArgs),
     /// Only the clients: unmodified Python clients and curl against a real server.
     Clients,
     /// Check the checkout: module heads, forbidden words, dead files, links, the code map.
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Test(args) => suites::test(&args),
         Command::Needs => need::packages().and_then(|()| need::python().map(drop)),
         Command::Quick => suites::quick(),
+        Command::Soak(args) => suites::soak(&args),
         Command::Clients => suites::clients_alone(),
         Command::Tidy => tidy::run(),
         Command::Layers => layers::run(),

@@ -104,6 +104,35 @@ pub(crate) fn quick() -> Outcome {
     report.close()
 }
 
+/// How long the schedules run.
+#[derive(clap::Args)]
+pub(crate) struct SoakArgs {
+    /// Minutes.
+    #[arg(long, default_value_t = 120)]
+    minutes: u64,
+    /// Threads; all cores without it.
+    #[arg(long)]
+    jobs: Option<u64>,
+    /// The first seed; those of the suite are below 1,000,000.
+    #[arg(long, default_value_t = 1_000_000)]
+    from: u64,
+}
+
+/// The long run of storage's schedules. The dev profile, because assertions count there.
+pub(crate) fn soak(args: &SoakArgs) -> Outcome {
+    let mut command = cargo(&["test", "-p", "millrace-storage", "--lib", "sim::soak"]);
+    command.args(["--", "--ignored", "--nocapture"]);
+    command.env("MILLRACE_SOAK_MINUTES", args.minutes.to_string());
+    command.env("MILLRACE_SOAK_FROM", args.from.to_string());
+    if let Some(jobs) = args.jobs {
+        command.env("MILLRACE_SOAK_JOBS", jobs.to_string());
+    }
+    if command.status()?.success() {
+        return Ok(());
+    }
+    Err(Problem("a schedule failed; its seed and the command that replays it are above".into()))
+}
+
 /// Only the clients, against the binary that is there.
 pub(crate) fn clients_alone() -> Outcome {
     let python = need::python()?;

@@ -332,6 +332,11 @@ impl ColumnFile {
             .map_err(|source| ColumnFileError::Columns { section: section(), source })
     }
 
+    /// Stable ids of the columns that the file has, `time` among them.
+    pub(crate) fn column_ids(&self) -> impl Iterator<Item = u32> {
+        self.columns.iter().map(|c| c.0)
+    }
+
     /// Section and file, as errors name them.
     pub(crate) fn place(&self) -> String {
         self.parquet.name.to_string()

@@ -31,7 +31,9 @@ pub(crate) async fn run(
     view: &SeriesView,
     access: &FileAccess,
 ) -> Result<Run, ReadError> {
-    let fields: Vec<(u32, FieldType)> = schema.fields.iter().map(|f| (f.id, f.ty)).collect();
+    let forgotten = usize::from(planted(Bug::MergeDropsField));
+    let fields: Vec<(u32, FieldType)> =
+        schema.fields.iter().skip(forgotten).map(|f| (f.id, f.ty)).collect();
     let mut inputs = Vec::new();
     for entry in job.inputs.iter().skip(usize::from(planted(Bug::MergeDropsInput))) {
         let file = access.open(entry).await?;

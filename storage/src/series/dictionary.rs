@@ -12,7 +12,10 @@ use millrace_platform::map::Map;
 use millrace_protocol::{batch::SeriesKey, ids::SeriesId};
 
 use super::id;
-use crate::schema::TagColumn;
+use crate::{
+    planted::{Bug, planted},
+    schema::TagColumn,
+};
 
 /// One series.
 #[derive(Debug)]
@@ -117,7 +120,7 @@ impl SeriesDictionary {
         let mut collisions = 0;
         let sid = loop {
             let sid = id::series_id(self.secret, key, collisions);
-            if !inner.by_sid.contains_key(&sid.0) {
+            if !inner.by_sid.contains_key(&sid.0) || planted(Bug::SeriesIdShared) {
                 break sid;
             }
             collisions += 1;

@@ -21,6 +21,7 @@ use super::{
     writer::into_chunk,
 };
 use crate::{
+    planted::{Bug, planted},
     schema::{FieldDef, TableSchema},
     series::dictionary::{SeriesConflict, SeriesDictionary},
     shared::Shared,
@@ -195,7 +196,7 @@ fn extended(now: &Arc<TableSchema>, part: &RecordTable) -> Arc<TableSchema> {
         .filter(|(id, _)| !known.contains_key(id))
         .map(|(id, f)| FieldDef { id: *id, name: f.name.clone(), ty: f.values.field_type() })
         .collect();
-    if new_tags.is_empty() && new_fields.is_empty() {
+    if new_tags.is_empty() && new_fields.is_empty() || planted(Bug::ColumnsLostOnReplay) {
         return Arc::clone(now);
     }
     let mut next = TableSchema::clone(now);

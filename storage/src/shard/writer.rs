@@ -555,6 +555,7 @@ impl ShardWriter {
 
     fn roll_back(&mut self, write: &Appended) {
         if let Some((stream, _)) = &write.mark
+            && !planted(Bug::MarksKeptAfterFailure)
             && let Some(tenant) = self.tenants.get_mut(&write.tenant)
         {
             let durable = tenant.handle.durable(stream);

@@ -1,6 +1,6 @@
 //! Power cuts at every operation of a reference trace, and random schedules.
 
-use super::world::World;
+use super::{seeds::times as seeds, world::World};
 
 /// Writes, streams, flushes and merges; stops at the first failure.
 fn trace(w: &mut World) -> bool {
@@ -25,10 +25,6 @@ fn trace(w: &mut World) -> bool {
         }
     }
     true
-}
-
-fn seeds(default: u64) -> u64 {
-    std::env::var("MILLRACE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(default)
 }
 
 /// Operations of the trace when nothing fails.
