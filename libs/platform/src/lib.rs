@@ -2,9 +2,10 @@
 //!
 //! Owns: narrow traits for each of these, their real implementations, their simulated twins
 //! (`sim`), the one durable rename in the tree (`durable`), bounded queues with a gauge
-//! (`queue`), metric names (`metric`) and numbered invariants (`invariant`).
+//! (`queue`), memory against one figure (`budget`), metric names (`metric`) and numbered invariants (`invariant`).
 //! Never: knows tenants, rows, keys or formats.
 
+pub mod budget;
 pub mod clock;
 pub mod disk;
 pub mod durable;
