@@ -37,8 +37,8 @@ pub struct RawSettings {
     /// the control group's if that is less. Queries have their own (--query-mib).
     #[arg(long, value_name = "MIB", env = "MILLRACE_MEMORY_MIB")]
     pub memory_mib: Option<usize>,
-    /// Memory for rows not yet in files, MiB (1 to 65536), if it is to be less than follows from
-    /// --memory-mib. A flush starts at a third of it.
+    /// Memory for rows not yet in files, MiB (1 to 65536), if it is to be another than follows
+    /// from --memory-mib, which still bounds it. A flush starts at a third of it.
     #[arg(long, value_name = "MIB")]
     pub memtable_mib: Option<usize>,
     /// Seconds that a query may run (1 to 3600).

@@ -158,8 +158,8 @@ fn limits(settings: &Settings) -> EngineLimits {
     let limits = EngineLimits::within(MemoryBudget::new(settings.memory_bytes));
     let Some(memtable) = settings.memtable_bytes else { return limits };
     EngineLimits {
-        flush_bytes: limits.flush_bytes.min(memtable / 3),
-        memtable_bytes_max: limits.memtable_bytes_max.min(memtable),
+        flush_bytes: memtable / 3,
+        memtable_bytes_max: memtable,
         ..limits
     }
 }

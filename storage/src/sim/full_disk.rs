@@ -11,7 +11,7 @@ const ALL: [Failing; 3] = [Failing::Full, Failing::ReadOnly, Failing::Broken];
 
 /// Goes on after every failure, as a server does.
 fn stubborn_trace(w: &mut World) {
-    for round in 0..3 {
+    for round in 0..2 {
         let rows = w.some_rows(6);
         w.write(rows);
         let rows = w.some_rows(4);
@@ -117,7 +117,8 @@ fn r7_a_start_on_a_full_disk_reads_and_becomes_the_owner_when_there_is_space() {
             if !claimed {
                 let rows = w.some_rows(2);
                 assert!(!w.write(rows), "nobody's shard takes rows");
-                assert!(!w.flush());
+                let rows = w.shard().memtable_rows();
+                assert!(!w.flush() || rows == 0, "nobody's shard commits");
                 w.unknown.clear();
             }
             w.disk.set_faults(Faults::default());

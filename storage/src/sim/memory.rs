@@ -42,7 +42,7 @@ fn a_replay_of_more_rows_than_memory_may_hold_flushes_on_its_way() {
     w.crash();
     let memory = MemoryBudget::new(64 << 20);
     let mut config = w.config();
-    let flush_bytes = 16 << 10;
+    let flush_bytes = 4 << 10;
     config.limits = EngineLimits { memory: memory.clone(), flush_bytes, ..limits() };
     w.shard = Some(block_on(Shard::open(config)).unwrap());
     let report = w.shard().replay;
@@ -74,7 +74,7 @@ fn a_power_cut_at_any_operation_of_a_replay_that_flushes_loses_nothing() {
     };
     let small = |w: &mut World| {
         let mut config = w.config();
-        config.limits = EngineLimits { flush_bytes: 16 << 10, ..limits() };
+        config.limits = EngineLimits { flush_bytes: 2 << 10, ..limits() };
         block_on(Shard::open(config)).map(|shard| w.shard = Some(shard))
     };
     let mut w = World::seeded(62);
