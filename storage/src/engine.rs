@@ -7,6 +7,7 @@
 mod keeper;
 
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -146,7 +147,10 @@ enum Claim {
     /// Or fails.
     Now,
     /// The disk takes none: rows can be read, and nothing is written until it is opened again.
-    Later,
+    Later {
+        /// It is not full, it may not be written.
+        read_only: bool,
+    },
 }
 
 /// The engine without threads.
@@ -171,12 +175,13 @@ impl Shard {
     /// are there, writes are refused, and [`Self::claimed`] is false.
     pub async fn open_to_read(config: EngineConfig) -> Result<Self, OpenError> {
         match Self::recover(config.clone(), Claim::Now).await {
-            Err(OpenError::Manifest(error)) if error.takes_no_claim() => {
+            Err(OpenError::Manifest(error)) if error.takes_no_claim().is_some() => {
+                let read_only = error.takes_no_claim() == Some(ErrorKind::ReadOnlyFilesystem);
                 tracing::error!(
                     %error,
                     "the disk takes nothing, so rows can be read but not written; writes go on by themselves when there is space"
                 );
-                Self::recover(config, Claim::Later).await
+                Self::recover(config, Claim::Later { read_only }).await
             }
             other => other,
         }
@@ -207,7 +212,9 @@ impl Shard {
             Claim::Now => {
                 ManifestStore::open(parts.0, parts.1, parts.2, 0, limits.checkpoint_every).await?
             }
-            Claim::Later => ManifestStore::load_unclaimed(parts.0, parts.1, parts.2, 0).await?,
+            Claim::Later { .. } => {
+                ManifestStore::load_unclaimed(parts.0, parts.1, parts.2, 0).await?
+            }
         };
         let shared = Arc::new(Shared::new(&limits.memory));
         let cache = Arc::new(FileCache::new(limits.open_files));
@@ -280,9 +287,12 @@ impl Shard {
             Claim::Now => {
                 maintenance.sweep(Duration::ZERO, Duration::ZERO).await?;
             }
-            Claim::Later => writer.refuse(WriteError::DiskFull(
-                "the server started on a disk that takes nothing".to_owned(),
-            )),
+            Claim::Later { read_only: true } => {
+                writer.refuse(WriteError::Log("the disk may only be read".to_owned()));
+            }
+            Claim::Later { read_only: false } => {
+                writer.refuse(WriteError::DiskFull("it was at the start".to_owned()));
+            }
         }
         Ok(Self { writer, maintenance, poisoned, unfinished: None, replay: report })
     }

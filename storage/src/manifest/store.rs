@@ -104,22 +104,26 @@ pub enum CommitError {
 }
 
 impl ManifestError {
-    /// Whether the disk took no claim, so that the shard can be read but not owned.
-    pub(crate) fn takes_no_claim(&self) -> bool {
+    /// Why the disk took no claim, if it is full or may only be read, so that the shard can be
+    /// read but not owned.
+    pub(crate) fn takes_no_claim(&self) -> Option<std::io::ErrorKind> {
         match self {
             Self::Store(e) => takes_nothing(e),
-            Self::Fence(e) => matches!(e.as_ref(), CommitError::Store(e) if takes_nothing(e)),
-            _ => false,
+            Self::Fence(e) => match e.as_ref() {
+                CommitError::Store(e) => takes_nothing(e),
+                _ => None,
+            },
+            _ => None,
         }
     }
 }
 
-/// Whether the disk is full or may only be read.
-fn takes_nothing(e: &object_store::Error) -> bool {
-    let object_store::Error::Generic { source, .. } = e else { return false };
-    let kind = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+/// The kind of an error that says that the disk is full or may only be read.
+fn takes_nothing(e: &object_store::Error) -> Option<std::io::ErrorKind> {
     use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(kind, Some(StorageFull | QuotaExceeded | ReadOnlyFilesystem))
+    let object_store::Error::Generic { source, .. } = e else { return None };
+    let kind = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    kind.filter(|kind| matches!(kind, StorageFull | QuotaExceeded | ReadOnlyFilesystem))
 }
 
 fn record_name(shard: u32, number: u64) -> String {
