@@ -10,6 +10,7 @@
 )]
 
 mod run_fleet;
+mod run_restart;
 mod run_shopfloor;
 mod run_soak;
 mod run_tsbs;
@@ -36,6 +37,8 @@ enum Command {
     Backfill(run_shopfloor::BackfillArgs),
     /// Ten thousand tenants with a few tables and a few rows each.
     Fleet(run_fleet::Args),
+    /// A kill with a gibibyte of log, and how long a start takes until rows are taken and there.
+    Restart(run_restart::Args),
     /// Everything at once for a while, checked all the time, through kills and restarts.
     Soak(run_soak::Args),
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Shopfloor(args) => run_shopfloor::run(&args),
         Command::Backfill(args) => run_shopfloor::run_backfill(&args),
         Command::Fleet(args) => run_fleet::run(&args),
+        Command::Restart(args) => run_restart::run(&args),
         Command::Soak(args) => run_soak::run(&args),
     };
     match outcome {

@@ -132,6 +132,11 @@ impl Stage {
         Ok(())
     }
 
+    /// What the server is given from the next start on.
+    pub fn options(&mut self, options: &[String]) {
+        self.options = options.to_vec();
+    }
+
     fn cpu(&self) -> Duration {
         (self.earlier.0 + self.server.cpu()).saturating_sub(self.mark)
     }

@@ -146,7 +146,8 @@ pub(crate) fn say(text: &str) {
 }
 
 fn serve(raw: RawSettings) -> Result<(), Failure> {
-    let settings = raw.resolve().map_err(|problems| {
+    let usable = millrace_platform::memory::usable_bytes(&millrace_platform::memory::RealKernel);
+    let settings = raw.resolve(usable).map_err(|problems| {
         let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
         Failure(all.join("; "))
     })?;

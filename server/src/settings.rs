@@ -32,9 +32,15 @@ pub struct RawSettings {
     /// File with the token's PIN, readable by its owner only.
     #[arg(long, value_name = "FILE", requires = "pkcs11_module")]
     pub pkcs11_pin_file: Option<PathBuf>,
-    /// Memory for rows not yet in files, MiB (1 to 65536). A flush starts at a third of it.
-    #[arg(long, value_name = "MIB", default_value_t = 768)]
-    pub memtable_mib: usize,
+    /// Memory for bodies, rows not yet in files, flushes and merges together, MiB (64 to
+    /// 1048576); writers wait at half of it. Without it a quarter of the machine's memory, or of
+    /// the control group's if that is less. Queries have their own (--query-mib).
+    #[arg(long, value_name = "MIB", env = "MILLRACE_MEMORY_MIB")]
+    pub memory_mib: Option<usize>,
+    /// Memory for rows not yet in files, MiB (1 to 65536), if it is to be another than follows
+    /// from --memory-mib, which still bounds it. A flush starts at a third of it.
+    #[arg(long, value_name = "MIB")]
+    pub memtable_mib: Option<usize>,
     /// Seconds that a query may run (1 to 3600).
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub query_timeout: u64,
@@ -54,8 +60,10 @@ pub struct Settings {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Where the root key is, if said.
     pub root_key: Option<RootKey>,
-    /// Bytes of memtables at most.
-    pub memtable_bytes: usize,
+    /// Bytes of everything that grows with ingest: the budget.
+    pub memory_bytes: usize,
+    /// Bytes of memtables at most, if said.
+    pub memtable_bytes: Option<usize>,
     /// Seconds of a query at most.
     pub query_timeout_s: u64,
     /// Bytes of a query at most.
@@ -72,9 +80,14 @@ pub struct SettingProblem {
     pub problem: String,
 }
 
+/// The smallest budget, MiB: half of it takes the largest body and the batch made from it.
+const MEMORY_MIB_MIN: u64 = 64;
+/// The budget where nothing says how much memory there is, MiB.
+const MEMORY_MIB_UNKNOWN: u64 = 1024;
+
 impl RawSettings {
-    /// Resolves, or names every problem.
-    pub fn resolve(self) -> Result<Settings, Vec<SettingProblem>> {
+    /// Resolves, or names every problem. `usable` is the memory that the process may use, bytes.
+    pub fn resolve(self, usable: Option<u64>) -> Result<Settings, Vec<SettingProblem>> {
         let mut problems = Vec::new();
         let mut range = |name, value: u64, low: u64, high: u64| {
             if !(low..=high).contains(&value) {
@@ -82,7 +95,15 @@ impl RawSettings {
                 problems.push(SettingProblem { name, problem });
             }
         };
-        range("memtable-mib", self.memtable_mib as u64, 1, 65536);
+        let quarter = usable.map_or(MEMORY_MIB_UNKNOWN, |bytes| (bytes >> 20) / 4);
+        let memory_mib = match self.memory_mib {
+            Some(mib) => mib as u64,
+            None => quarter.clamp(MEMORY_MIB_MIN, 1 << 20),
+        };
+        range("memory-mib", memory_mib, MEMORY_MIB_MIN, 1 << 20);
+        if let Some(mib) = self.memtable_mib {
+            range("memtable-mib", mib as u64, 1, 65536);
+        }
         range("query-timeout", self.query_timeout, 1, 3600);
         range("query-mib", self.query_mib as u64, 16, 65536);
         let listen = self.listen.to_socket_addrs().ok().and_then(|mut a| a.next());
@@ -102,7 +123,8 @@ impl RawSettings {
                 listen,
                 tls: self.tls_cert.zip(self.tls_key),
                 root_key,
-                memtable_bytes: self.memtable_mib << 20,
+                memory_bytes: (memory_mib as usize) << 20,
+                memtable_bytes: self.memtable_mib.map(|mib| mib << 20),
                 query_timeout_s: self.query_timeout,
                 query_bytes: self.query_mib << 20,
             }),
@@ -115,21 +137,44 @@ impl RawSettings {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_problem_is_named_at_once() {
-        let raw = RawSettings {
+    fn raw() -> RawSettings {
+        RawSettings {
             data_dir: "d".into(),
-            listen: "nowhere".into(),
+            listen: "127.0.0.1:0".into(),
             tls_cert: None,
             tls_key: None,
             pkcs11_module: None,
             pkcs11_token: None,
             pkcs11_pin_file: None,
-            memtable_mib: 0,
-            query_timeout: 0,
+            memory_mib: None,
+            memtable_mib: None,
+            query_timeout: 30,
             query_mib: 100,
+        }
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let raw = RawSettings {
+            listen: "nowhere".into(),
+            memory_mib: Some(63),
+            memtable_mib: Some(0),
+            query_timeout: 0,
+            ..raw()
         };
-        let names: Vec<&str> = raw.resolve().unwrap_err().iter().map(|p| p.name).collect();
-        assert_eq!(names, ["memtable-mib", "query-timeout", "listen"]);
+        let names: Vec<&str> = raw.resolve(None).unwrap_err().iter().map(|p| p.name).collect();
+        assert_eq!(names, ["memory-mib", "memtable-mib", "query-timeout", "listen"]);
+    }
+
+    #[test]
+    fn the_budget_is_a_quarter_of_what_there_is_unless_it_is_said() {
+        let mib = |usable: Option<u64>, said: Option<usize>| {
+            let raw = RawSettings { memory_mib: said, ..raw() };
+            raw.resolve(usable).unwrap().memory_bytes >> 20
+        };
+        assert_eq!(mib(Some(8 << 30), None), 2048);
+        assert_eq!(mib(Some(8 << 30), Some(512)), 512);
+        assert_eq!(mib(Some(100 << 20), None), 64, "never less than works");
+        assert_eq!(mib(None, None), 1024);
     }
 }

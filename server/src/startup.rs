@@ -9,6 +9,7 @@ use millrace_crypto::{
     ledger::{KeyLedger, LedgerError},
 };
 use millrace_platform::{
+    budget::MemoryBudget,
     clock::{Clock, SystemClock},
     disk::{Disk, DiskLock, RealDisk},
     durable,
@@ -152,6 +153,17 @@ fn metrics() -> Result<PrometheusHandle, StartError> {
     PrometheusBuilder::new().install_recorder().map_err(|e| StartError::Metrics(e.to_string()))
 }
 
+/// What follows from the memory that the settings give.
+fn limits(settings: &Settings) -> EngineLimits {
+    let limits = EngineLimits::within(MemoryBudget::new(settings.memory_bytes));
+    let Some(memtable) = settings.memtable_bytes else { return limits };
+    EngineLimits {
+        flush_bytes: memtable / 3,
+        memtable_bytes_max: memtable,
+        ..limits
+    }
+}
+
 async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, StartError> {
     let config = EngineConfig {
         disk: Arc::clone(&control.disk),
@@ -159,11 +171,7 @@ async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, 
         entropy: Arc::clone(&control.entropy),
         dir: settings.data_dir.clone(),
         keys: Arc::clone(&control.ledger) as _,
-        limits: EngineLimits {
-            flush_bytes: settings.memtable_bytes / 3,
-            memtable_bytes_max: settings.memtable_bytes,
-            ..EngineLimits::default()
-        },
+        limits: limits(settings),
     };
     let disk = control.disk.as_ref();
     let marker = settings.data_dir.join(STORED);
@@ -183,6 +191,7 @@ async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, 
         records = replay.applied,
         rows = replay.rows,
         duplicates = replay.duplicates,
+        flushes = replay.flushes,
         "the log was replayed"
     );
     Ok(Arc::new(engine))
@@ -238,7 +247,7 @@ pub async fn run(
         engine: Arc::clone(&engine),
         query,
         metrics,
-        admission: Admission::default(),
+        admission: Admission::new(Arc::clone(engine.memory())),
         seed: random_u64(control.entropy.as_ref()),
     });
     let acceptor = TcpAcceptor::bind(settings.listen)

@@ -4,15 +4,21 @@
 //! threads, for simulation: every step happens when the caller says so.
 //! Never: asks who is calling; knows HTTP, SQL or a policy.
 
+mod keeper;
+
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
+
+use arc_swap::ArcSwap;
 
 use futures::{channel::oneshot, future::BoxFuture};
 use millrace_crypto::key::{KeyError, TenantKeySource};
 use millrace_platform::{
+    budget::MemoryBudget,
     clock::Clock,
     disk::Disk,
     entropy::Entropy,
@@ -23,7 +29,7 @@ use millrace_protocol::{
     ids::{Lsn, SeqNo, TenantId},
     stream::StreamKey,
 };
-use millrace_wal::{Replayed, Wal};
+use millrace_wal::{Recovery, Replayed, Wal, WalError};
 use object_store::ObjectStore;
 
 use crate::{
@@ -135,10 +141,24 @@ pub enum SnapshotError {
     KeysUnavailable(String),
 }
 
+/// Whether an opening claims the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// Or fails.
+    Now,
+    /// The disk takes none: rows can be read, and nothing is written until it is opened again.
+    Later {
+        /// It is not full, it may not be written.
+        read_only: bool,
+    },
+}
+
 /// The engine without threads.
 #[derive(Debug)]
 pub struct Shard {
     writer: ShardWriter,
+    /// A sync of a directory of the store has failed.
+    poisoned: Arc<AtomicBool>,
     maintenance: Maintenance,
     unfinished: Option<Sealed>,
     /// What replay did at the start.
@@ -148,23 +168,55 @@ pub struct Shard {
 impl Shard {
     /// Recovers: manifest, series, log; then a new epoch and a new log segment are open.
     pub async fn open(config: EngineConfig) -> Result<Self, OpenError> {
+        Self::recover(config, Claim::Now).await
+    }
+
+    /// The same, but a disk that is full or may only be read does not keep it from opening: rows
+    /// are there, writes are refused, and [`Self::claimed`] is false.
+    pub async fn open_to_read(config: EngineConfig) -> Result<Self, OpenError> {
+        match Self::recover(config.clone(), Claim::Now).await {
+            Err(OpenError::Manifest(error)) if error.takes_no_claim().is_some() => {
+                let read_only = error.takes_no_claim() == Some(ErrorKind::ReadOnlyFilesystem);
+                tracing::error!(
+                    %error,
+                    "the disk takes nothing, so rows can be read but not written; writes go on by themselves when there is space"
+                );
+                Self::recover(config, Claim::Later { read_only }).await
+            }
+            other => other,
+        }
+    }
+
+    /// Whether this is the shard's owner. One that is not refuses writes until it is opened again.
+    pub fn claimed(&self) -> bool {
+        !self.maintenance.manifest.wants_reopening()
+    }
+
+    /// Whether nothing more can be committed until the shard is opened again: it was never
+    /// claimed, or a failed sync has left a commit in doubt.
+    pub fn wants_reopening(&self) -> bool {
+        keeper::wants_reopening(&self.maintenance, &self.poisoned)
+    }
+
+    async fn recover(config: EngineConfig, claim: Claim) -> Result<Self, OpenError> {
         let EngineConfig { disk, clock, entropy, dir, keys, limits } = config;
         let wal_dir = dir.join("shard/0/wal");
         for path in [&dir, &wal_dir] {
             disk.create_dir_all(path)
                 .map_err(|source| OpenError::Directory { path: path.clone(), source })?;
         }
-        let store = open_store(&disk, &dir, entropy.as_ref())
+        let (store, poisoned) = open_store(&disk, &dir, entropy.as_ref())
             .map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
-        let manifest = ManifestStore::open(
-            Arc::clone(&store),
-            Arc::clone(&keys),
-            Arc::clone(&entropy),
-            0,
-            limits.checkpoint_every,
-        )
-        .await?;
-        let shared = Arc::new(Shared::default());
+        let parts = (Arc::clone(&store), Arc::clone(&keys), Arc::clone(&entropy));
+        let manifest = match claim {
+            Claim::Now => {
+                ManifestStore::open(parts.0, parts.1, parts.2, 0, limits.checkpoint_every).await?
+            }
+            Claim::Later { .. } => {
+                ManifestStore::load_unclaimed(parts.0, parts.1, parts.2, 0).await?
+            }
+        };
+        let shared = Arc::new(Shared::new(&limits.memory));
         let cache = Arc::new(FileCache::new(limits.open_files));
         let current = manifest.current();
         for (id, tenant) in &current.tenants {
@@ -198,6 +250,7 @@ impl Shard {
             shared.insert(TenantHandle::new(*id, tables, marks), tenant.next_table_id);
         }
         shared.note_lsn(current.flushed_lsn);
+        shared.recount();
         let options =
             millrace_wal::Options { segment_bytes: limits.segment_bytes, ..Default::default() };
         let segment_keys = Arc::new(millrace_wal::TenantSegmentKeys::new(Arc::clone(&keys)));
@@ -208,33 +261,16 @@ impl Shard {
                 manifest: current.flushed_lsn,
             });
         }
-        let mut report = ReplayReport::default();
-        let from = current.flushed_lsn + 1 + u64::from(planted(Bug::ReplaySkipsOne));
-        let replayed = recovery.read(from, &mut |replayed| -> Result<(), OpenError> {
-            match replayed {
-                Replayed::Frame(frame) => {
-                    replay::apply(&frame, &shared, keys.as_ref(), &mut report)?;
-                }
-                Replayed::KeyGone { lsn, .. } => {
-                    report.keys_gone += 1;
-                    shared.note_lsn(lsn);
-                }
-            }
-            Ok(())
-        });
-        if !planted(Bug::ReplayErrorSwallowed) {
-            replayed?;
-        }
         let wal = Arc::new(wal);
-        let writer = ShardWriter::new(
+        let mut writer = ShardWriter::new(
             Arc::clone(&wal),
             Arc::clone(&keys),
             clock,
             limits.clone(),
             Arc::clone(&shared),
-            shared.durable_lsn(),
+            current.flushed_lsn,
         );
-        let maintenance = Maintenance {
+        let mut maintenance = Maintenance {
             manifest,
             store,
             keys,
@@ -245,10 +281,20 @@ impl Shard {
             wal,
             garbage: Garbage::default(),
         };
-        // Nobody reads yet: whatever no manifest names is left over from a crash.
-        let mut maintenance = maintenance;
-        maintenance.sweep(Duration::ZERO, Duration::ZERO).await?;
-        Ok(Self { writer, maintenance, unfinished: None, replay: report })
+        let report = replay_all(&recovery, &mut writer, &mut maintenance, claim).await?;
+        match claim {
+            // Nobody reads yet: whatever no manifest names is left over from a crash.
+            Claim::Now => {
+                maintenance.sweep(Duration::ZERO, Duration::ZERO).await?;
+            }
+            Claim::Later { read_only: true } => {
+                writer.refuse(WriteError::Log("the disk may only be read".to_owned()));
+            }
+            Claim::Later { read_only: false } => {
+                writer.refuse(WriteError::DiskFull("it was at the start".to_owned()));
+            }
+        }
+        Ok(Self { writer, maintenance, poisoned, unfinished: None, replay: report })
     }
 
     /// Stores a group of writes under one sync; answers in order.
@@ -301,13 +347,83 @@ impl Shard {
     }
 }
 
+/// Why a replay stopped.
+enum Interrupt {
+    /// Memory is full; it goes on from this record.
+    Full(u64),
+    Failed(OpenError),
+}
+
+impl From<WalError> for Interrupt {
+    fn from(e: WalError) -> Self {
+        Self::Failed(e.into())
+    }
+}
+
+/// Applies what the manifest does not cover. Rows that are more than a flush's worth are flushed
+/// on the way, so that a start needs no more memory than running did.
+async fn replay_all(
+    recovery: &Recovery,
+    writer: &mut ShardWriter,
+    maintenance: &mut Maintenance,
+    claim: Claim,
+) -> Result<ReplayReport, OpenError> {
+    let mut report = ReplayReport::default();
+    let shared = Arc::clone(&maintenance.shared);
+    let flush_bytes = maintenance.limits.flush_bytes;
+    let mut flush_at = if claim == Claim::Now { flush_bytes } else { usize::MAX };
+    let flushed = maintenance.manifest.current().flushed_lsn;
+    let mut from = flushed + 1 + u64::from(planted(Bug::ReplaySkipsOne));
+    loop {
+        match replay_until(recovery, from, flush_at, &shared, &maintenance.keys, &mut report) {
+            Ok(()) => return Ok(report),
+            Err(Interrupt::Failed(_)) if planted(Bug::ReplayErrorSwallowed) => return Ok(report),
+            Err(Interrupt::Failed(e)) => return Err(e),
+            Err(Interrupt::Full(next)) => from = next,
+        }
+        match maintenance.flush(&writer.seal()).await {
+            Ok(_) => report.flushes += 1,
+            // A full disk must not keep the server from starting: the rows stay in memory, where
+            // they were before, and in the log.
+            Err(error) => tracing::error!(%error, "a flush during replay failed"),
+        }
+        flush_at = shared.memtable_bytes().saturating_add(flush_bytes);
+    }
+}
+
+/// Applies records from `from` on until memtables hold `flush_at` bytes.
+fn replay_until(
+    recovery: &Recovery,
+    from: u64,
+    flush_at: usize,
+    shared: &Shared,
+    keys: &Arc<dyn TenantKeySource>,
+    report: &mut ReplayReport,
+) -> Result<(), Interrupt> {
+    recovery.read(from, &mut |replayed| {
+        let lsn = match replayed {
+            Replayed::Frame(frame) => {
+                replay::apply(&frame, shared, keys.as_ref(), report)
+                    .map_err(|e| Interrupt::Failed(e.into()))?;
+                frame.lsn
+            }
+            Replayed::KeyGone { lsn, .. } => {
+                report.keys_gone += 1;
+                shared.note_lsn(lsn);
+                lsn
+            }
+        };
+        if shared.memtable_bytes() >= flush_at { Err(Interrupt::Full(lsn + 1)) } else { Ok(()) }
+    })
+}
+
 /// The store of manifest and data, without what a crash left half-written. The log's folder is
 /// not among those swept: the log knows its own files.
 fn open_store(
     disk: &Arc<dyn Disk>,
     dir: &Path,
     entropy: &dyn Entropy,
-) -> std::io::Result<Arc<dyn ObjectStore>> {
+) -> std::io::Result<(Arc<dyn ObjectStore>, Arc<AtomicBool>)> {
     let store = DurableLocalStore::open(Arc::clone(disk), dir, entropy)?;
     let mut swept = 0;
     for folder in ["data", "shard/0/m", "shard/0/c", "shard/0/epoch"] {
@@ -316,7 +432,8 @@ fn open_store(
     if swept > 0 {
         tracing::info!(files = swept, "files that were being written at the last end are removed");
     }
-    Ok(Arc::new(store))
+    let poisoned = store.poisoned();
+    Ok((Arc::new(store), poisoned))
 }
 
 fn load_series(
@@ -385,65 +502,55 @@ pub struct EngineStats {
     pub wal_bytes: u64,
 }
 
-/// See the module head.
+/// What requests go through: replaced as a whole when the shard is opened again.
 #[derive(Debug)]
-pub struct Engine {
+struct Running {
     to_writer: queue::Sender<ToWriter>,
-    to_maintenance: queue::Sender<ToMaintenance>,
     shared: Arc<Shared>,
     access: FileAccess,
     wal: Arc<Wal>,
+}
+
+/// See the module head.
+#[derive(Debug)]
+pub struct Engine {
+    running: Arc<ArcSwap<Running>>,
+    to_maintenance: queue::Sender<ToMaintenance>,
     limits: EngineLimits,
-    threads: std::sync::Mutex<Vec<std::thread::JoinHandle<()>>>,
+    thread: std::sync::Mutex<Option<std::thread::JoinHandle<()>>>,
     /// What replay did at the start.
     pub replay: ReplayReport,
 }
 
 impl Engine {
-    /// Recovers and starts the shard's writer and maintenance threads.
+    /// Recovers and starts the shard's writer and maintenance threads. A full disk does not keep
+    /// it from starting: writes are refused until there is space.
     pub fn open(config: EngineConfig) -> BoxFuture<'static, Result<Self, OpenError>> {
         Box::pin(async move {
-            let clock = Arc::clone(&config.clock);
-            let shard = Shard::open(config).await?;
-            Self::start(shard, clock).map_err(OpenError::Thread)
+            let shard = Shard::open_to_read(config.clone()).await?;
+            let (limits, replay) = (config.limits.clone(), shard.replay);
+            let started = keeper::start(shard, config).map_err(OpenError::Thread)?;
+            let (running, to_maintenance, thread) = started;
+            let thread = std::sync::Mutex::new(Some(thread));
+            Ok(Self { running, to_maintenance, limits, thread, replay })
         })
     }
 
-    fn start(shard: Shard, clock: Arc<dyn Clock>) -> std::io::Result<Self> {
-        let Shard { writer, maintenance, replay, .. } = shard;
-        let limits = maintenance.limits.clone();
-        let (to_writer, writer_queue) = queue::bounded("shard_writer", limits.queue.max(1));
-        let (to_maintenance, maintenance_queue) = queue::bounded("maintenance", 64);
-        let shared = Arc::clone(&maintenance.shared);
-        let access = maintenance.access(TenantId::default());
-        let wal = Arc::clone(&maintenance.wal);
-        let write_thread = {
-            let limits = limits.clone();
-            let notify = to_maintenance.clone();
-            let shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name("shard-writer".into())
-                .spawn(move || write_loop(writer, &writer_queue, &notify, &shared, &limits))?
-        };
-        let maintain_thread = {
-            let to_writer = to_writer.clone();
-            std::thread::Builder::new().name("maintenance".into()).spawn(move || {
-                maintain_loop(maintenance, &maintenance_queue, &to_writer, clock.as_ref())
-            })?
-        };
-        let threads = std::sync::Mutex::new(vec![write_thread, maintain_thread]);
-        Ok(Self { to_writer, to_maintenance, shared, access, wal, limits, threads, replay })
+    /// What memory is counted against.
+    pub fn memory(&self) -> &Arc<MemoryBudget> {
+        &self.limits.memory
     }
 
     /// Stores rows; ready when they are durable and visible.
     pub fn write(&self, request: WriteRequest) -> BoxFuture<'static, Result<Receipt, WriteError>> {
-        if self.shared.memtable_bytes() > self.limits.memtable_bytes_max {
+        let running = self.running.load();
+        if running.shared.memtable_bytes() > self.limits.memtable_bytes_max {
             return Box::pin(async {
                 Err(WriteError::Busy("memory is full until a flush is done"))
             });
         }
         let (answer, done) = oneshot::channel();
-        let sent = self.to_writer.try_send(ToWriter::Write(Box::new(request), answer));
+        let sent = running.to_writer.try_send(ToWriter::Write(Box::new(request), answer));
         Box::pin(async move {
             match sent {
                 Ok(()) => done.await.unwrap_or(Err(WriteError::Stopped)),
@@ -455,18 +562,19 @@ impl Engine {
 
     /// The durable watermark of a stream; 0 if it is new.
     pub fn watermark(&self, tenant: TenantId, key: &StreamKey) -> SeqNo {
-        watermark(&self.shared, tenant, key)
+        watermark(&self.running.load().shared, tenant, key)
     }
 
     /// One tenant's tables now; never blocks the writer.
     pub fn snapshot(&self, tenant: TenantId) -> Result<Arc<TenantSnapshot>, SnapshotError> {
-        let access = FileAccess { tenant, ..self.access.clone() };
-        take_snapshot(&self.shared, &access).map(Arc::new)
+        let running = self.running.load();
+        let access = FileAccess { tenant, ..running.access.clone() };
+        take_snapshot(&running.shared, &access).map(Arc::new)
     }
 
     /// Forgets cached files of a tenant whose keys were destroyed.
     pub fn purge(&self, tenant: TenantId) {
-        self.access.cache.purge(tenant);
+        self.running.load().access.cache.purge(tenant);
     }
 
     /// Flushes everything acknowledged so far, then merges what wants merging.
@@ -481,11 +589,12 @@ impl Engine {
 
     /// Figures now.
     pub fn stats(&self) -> EngineStats {
+        let running = self.running.load();
         EngineStats {
-            lsn: Lsn(self.shared.durable_lsn()),
-            memtable_bytes: self.shared.memtable_bytes(),
-            memtable_rows: self.shared.memtable_rows(),
-            wal_bytes: self.wal.bytes_on_disk(),
+            lsn: Lsn(running.shared.durable_lsn()),
+            memtable_bytes: running.shared.memtable_bytes(),
+            memtable_rows: running.shared.memtable_rows(),
+            wal_bytes: running.wal.bytes_on_disk(),
         }
     }
 
@@ -494,15 +603,9 @@ impl Engine {
         if self.to_maintenance.send(ToMaintenance::Stop).is_err() {
             tracing::warn!("the maintenance thread had stopped before");
         }
-        let mut threads = self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Maintenance first: its last flush needs the writer.
-        while let Some(thread) = threads.pop() {
-            if thread.join().is_err() {
-                tracing::error!("a storage thread panicked");
-            }
-            if self.to_writer.send(ToWriter::Stop).is_err() {
-                tracing::debug!("the writer has stopped");
-            }
+        let mut thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if thread.take().is_some_and(|t| t.join().is_err()) {
+            tracing::error!("a storage thread panicked");
         }
     }
 }
@@ -516,8 +619,8 @@ fn write_loop(
 ) {
     let mut flush_asked_at = 0usize;
     let ask_for_flush = |asked_at: &mut usize| {
-        let memtable = shared.memtable_bytes();
-        if memtable >= limits.flush_bytes && memtable >= *asked_at {
+        let memtable = shared.active_bytes();
+        if shared.flush_due(limits.flush_bytes) && memtable >= *asked_at {
             // Ask again only after a good deal more, not for every write.
             *asked_at = memtable + limits.flush_bytes / 4;
             if notify.try_send(ToMaintenance::Flush(None)).is_err() {
@@ -570,31 +673,44 @@ fn request_bytes(request: &WriteRequest) -> usize {
     request.tables.iter().map(millrace_protocol::batch::TableBatch::memory_bytes).sum()
 }
 
+/// Why maintenance ended.
+enum End {
+    /// It was told to.
+    Stop,
+    /// Nothing more can be committed until the shard is opened again.
+    Reopen,
+}
+
 fn maintain_loop(
-    mut maintenance: Maintenance,
+    maintenance: &mut Maintenance,
+    poisoned: &AtomicBool,
     queue: &queue::Receiver<ToMaintenance>,
     to_writer: &queue::Sender<ToWriter>,
     clock: &dyn Clock,
-) {
+) -> End {
     let mut unfinished: Option<Sealed> = None;
+    let mut failures = 0u32;
     let mut last = clock.monotonic();
     loop {
         let age = maintenance.limits.flush_age;
-        let message = queue.recv_timeout(age);
+        let pressed = failures > 0 || maintenance.shared.memory().over_soft();
+        let wait = if pressed { keeper::retry_after(failures).min(age) } else { age };
+        let message = queue.recv_timeout(wait);
         let (stop, answer) = match message {
             Ok(Some(ToMaintenance::Flush(answer))) => (false, answer),
             Ok(Some(ToMaintenance::Stop)) | Err(()) => (true, None),
             Ok(None) => {
-                if clock.monotonic().saturating_sub(last) < age
-                    || maintenance.shared.memtable_rows() == 0
-                {
+                let aged = clock.monotonic().saturating_sub(last) >= age;
+                if !(pressed || aged) || maintenance.shared.memtable_rows() == 0 {
+                    failures = 0;
                     continue;
                 }
                 (false, None)
             }
         };
         last = clock.monotonic();
-        let done = flush_once(&mut maintenance, &mut unfinished, to_writer);
+        let done = flush_once(maintenance, &mut unfinished, to_writer);
+        failures = if done.is_ok() { 0 } else { failures.saturating_add(1) };
         if let Err(error) = &done {
             metrics::counter!(Metric::FlushFailures.name()).increment(1);
             tracing::error!(
@@ -606,9 +722,9 @@ fn maintain_loop(
             drop(answer.send(done));
         }
         if stop {
-            return;
+            return End::Stop;
         }
-        while queue.is_empty() {
+        while queue.is_empty() && failures == 0 {
             match futures::executor::block_on(maintenance.compact_once()) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -621,6 +737,9 @@ fn maintain_loop(
         let swept = futures::executor::block_on(maintenance.sweep(clock.monotonic(), gc::GRACE));
         if let Err(error) = swept {
             tracing::warn!(%error, "merged files could not be removed and are tried again");
+        }
+        if keeper::wants_reopening(maintenance, poisoned) {
+            return End::Reopen;
         }
     }
 }

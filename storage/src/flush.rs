@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use millrace_crypto::key::{KeyError, TenantKeySource, TenantKeys};
 use millrace_platform::{
+    budget::{Held, MemoryClass},
     entropy::{Entropy, random_bytes},
     metric::Metric,
 };
@@ -32,7 +33,7 @@ use crate::{
     },
     memtable::{
         chunk::Chunk,
-        sort::{RowFilter, sort_chunks},
+        sort::{RowFilter, sorted_windows},
     },
     planted::{Bug, planted},
     run::{Run, RunError},
@@ -42,6 +43,9 @@ use crate::{
     shard::{table::TableHandle, tenant::TenantHandle, writer::Sealed},
     shared::Shared,
 };
+
+/// Bytes for each row of a flush's plan of where it goes: in series order, then by window.
+const PLACE_BYTES: usize = 16;
 
 /// Why a flush or a merge did not happen. Nothing is lost: the rows stay in memory and in the
 /// log, and the job is tried again.
@@ -116,6 +120,8 @@ impl Maintenance {
     /// Writes what was sealed, commits, swaps, trims the log.
     pub(crate) async fn flush(&mut self, sealed: &Sealed) -> Result<FlushReport, FlushError> {
         let mut bundle = BundleWriter::new(random_bytes(self.entropy.as_ref()));
+        // Counted until the object is stored.
+        let mut written = self.hold(0);
         let mut report = FlushReport::default();
         let mut tenants: BTreeMap<TenantId, TenantDelta> = BTreeMap::new();
         let mut swaps = Vec::new();
@@ -129,7 +135,8 @@ impl Maintenance {
                 }
                 Err(e) => return Err(e.into()),
             };
-            let tables = self.flush_tenant(&tenant, &keys, &mut bundle, &mut swaps, &mut report)?;
+            let out = (&mut swaps, &mut written);
+            let tables = self.flush_tenant(&tenant, &keys, &mut bundle, out, &mut report)?;
             let streams = sealed
                 .streams
                 .iter()
@@ -148,6 +155,7 @@ impl Maintenance {
             return Ok(report);
         }
         report.bytes = self.put(bundle).await?;
+        drop(written);
         if planted(Bug::TrimEarly) {
             self.wal.trim_below(sealed.lsn + 1)?;
         }
@@ -163,12 +171,16 @@ impl Maintenance {
         Ok(report)
     }
 
+    fn hold(&self, bytes: usize) -> Held {
+        self.shared.memory().hold(MemoryClass::Flush, bytes)
+    }
+
     fn flush_tenant(
         &self,
         tenant: &TenantHandle,
         keys: &Arc<TenantKeys>,
         bundle: &mut BundleWriter,
-        swaps: &mut Vec<Swap>,
+        (swaps, written): (&mut Vec<Swap>, &mut Held),
         report: &mut FlushReport,
     ) -> Result<BTreeMap<u64, TableDelta>, FlushError> {
         let mut deltas = BTreeMap::new();
@@ -194,23 +206,31 @@ impl Maintenance {
             let fields: Vec<(u32, FieldType)> =
                 schema.fields.iter().map(|f| (f.id, f.ty)).collect();
             let all = RowFilter { time: i64::MIN..i64::MAX, series: None };
-            let runs = sort_chunks(
-                chunks.get(lost..).unwrap_or_default(),
-                &all,
-                &fields,
-                &view,
-                self.limits.window_ns,
-            )?;
+            let rows: usize = chunks.iter().skip(lost).map(|c| c.rows()).sum();
+            let _places = self.hold(rows * PLACE_BYTES);
+            let window_ns = self.limits.window_ns;
             let mut files = Vec::new();
-            let skip = usize::from(planted(Bug::FlushSkipsWindow) && runs.len() > 1);
-            for (nth, run) in runs.values().enumerate().skip(skip) {
-                let misplaced = planted(Bug::LateFileMisplaced) && nth + 1 < runs.len();
-                let lsns = if misplaced { (1, 1) } else { (lsn_lo, lsn_hi) };
-                let run = without_empty_columns(run);
+            let taken = chunks.get(lost..).unwrap_or_default();
+            let windows = sorted_windows(taken, &all, &fields, &view, window_ns);
+            let count = windows.len();
+            for (nth, window) in windows.enumerate() {
+                let last = nth + 1 == count;
+                if planted(Bug::FlushSkipsWindow) && nth == 0 && !last {
+                    continue;
+                }
+                let lsns = if planted(Bug::LateFileMisplaced) && !last {
+                    (1, 1)
+                } else {
+                    (lsn_lo, lsn_hi)
+                };
+                let run = without_empty_columns(&window?.1);
+                // The sorted copy, and its encoded form until it is sealed into the bundle.
+                let _run = self.hold(run.batch.get_array_memory_size() / 2 * 3);
                 let entry = self.add_file(&run, &schema, keys, bundle, 0, lsns)?;
                 report.files += 1;
                 report.rows += entry.rows;
                 files.push(Arc::new(entry));
+                written.resize(bundle.bytes_held());
             }
             let mut sections = Vec::new();
             for part in section::parts(&new_series, section::PART_BYTES) {

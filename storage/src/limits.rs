@@ -1,6 +1,8 @@
 //! What the engine allows, as data.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use millrace_platform::budget::MemoryBudget;
 
 /// Bounds of one engine; the defaults are the design's.
 #[derive(Debug, Clone)]
@@ -40,6 +42,36 @@ pub struct EngineLimits {
     pub open_files: usize,
     /// Manifest records between two checkpoints.
     pub checkpoint_every: u64,
+    /// What memory is counted against; shared with whoever reserves for requests.
+    pub memory: Arc<MemoryBudget>,
+}
+
+/// Memory of one row's way through a merge, for each sealed byte of the input: unpacked it is
+/// about eight times as large, and input, output and encoder hold it at the same time.
+const MERGE_BYTES_PER_SEALED: usize = 20;
+/// The same for each row: ten doubles, its time, its series, three times.
+const MERGE_BYTES_PER_ROW: usize = 256;
+
+impl EngineLimits {
+    /// Limits of an engine that has `memory` for rows, flushes and merges.
+    ///
+    /// Writers wait at half of it (`MemoryBudget::soft`); a flush starts at a quarter, so that
+    /// another quarter fills while it runs. The other half is for the flush's sorted copy and
+    /// files, or for a merge, which the same thread does after it.
+    pub fn within(memory: Arc<MemoryBudget>) -> Self {
+        let total = memory.total();
+        let default = Self::default();
+        let merge = total / 8 * 3;
+        Self {
+            flush_bytes: default.flush_bytes.min(total / 4),
+            memtable_bytes_max: total / 8 * 5,
+            merge_bytes_max: default.merge_bytes_max.min((merge / MERGE_BYTES_PER_SEALED) as u64),
+            merge_rows_max: default.merge_rows_max.min((merge / MERGE_BYTES_PER_ROW) as u64),
+            open_files: default.open_files.min((total >> 20).max(64)),
+            memory,
+            ..default
+        }
+    }
 }
 
 impl Default for EngineLimits {
@@ -62,6 +94,7 @@ impl Default for EngineLimits {
             segment_bytes: 64 << 20,
             open_files: 1024,
             checkpoint_every: 64,
+            memory: MemoryBudget::unlimited(),
         }
     }
 }

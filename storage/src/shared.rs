@@ -1,36 +1,75 @@
 //! What the writer, the flush and the readers of one shard share.
 //!
-//! Owns: the map of tenants, the durable log position, the memtable's size.
+//! Owns: the map of tenants, the durable log position, the memtable's size and what of the memory
+//! budget rows and series hold.
 //! Never: does I/O; holds a lock longer than a map operation.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use millrace_platform::metric::Metric;
+use millrace_platform::{
+    budget::{Held, MemoryBudget, MemoryClass},
+    metric::Metric,
+};
 use millrace_protocol::ids::TenantId;
 
 use crate::{
     memtable::chunk::Chunk,
-    shard::{tenant::TenantHandle, watermark::Watermarks},
+    schema::TableSchema,
+    shard::{table::TableHandle, tenant::TenantHandle, watermark::Watermarks},
 };
 
+/// What of the budget this shard holds for as long as it is there.
+#[derive(Debug)]
+struct Holdings {
+    rows: Held,
+    series: Held,
+}
+
 /// See the module head.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shared {
+    memory: Arc<MemoryBudget>,
+    holdings: Mutex<Holdings>,
     tenants: RwLock<BTreeMap<TenantId, Arc<TenantHandle>>>,
     next_table_ids: RwLock<BTreeMap<TenantId, u64>>,
     durable_lsn: AtomicU64,
     memtable_bytes: AtomicUsize,
     memtable_rows: AtomicUsize,
+    /// How much of `memtable_bytes` a flush has already.
+    sealed_bytes: AtomicUsize,
     stopped: AtomicBool,
 }
 
 impl Shared {
+    /// A shard without tenants, counted against `memory`.
+    pub(crate) fn new(memory: &Arc<MemoryBudget>) -> Self {
+        Self {
+            memory: Arc::clone(memory),
+            holdings: Mutex::new(Holdings {
+                rows: memory.hold(MemoryClass::Memtable, 0),
+                series: memory.hold(MemoryClass::Series, 0),
+            }),
+            tenants: RwLock::default(),
+            next_table_ids: RwLock::default(),
+            durable_lsn: AtomicU64::new(0),
+            memtable_bytes: AtomicUsize::new(0),
+            memtable_rows: AtomicUsize::new(0),
+            sealed_bytes: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// The budget.
+    pub(crate) fn memory(&self) -> &Arc<MemoryBudget> {
+        &self.memory
+    }
+
     /// The tenant's handle, if it has ever written.
     pub(crate) fn tenant(&self, id: TenantId) -> Option<Arc<TenantHandle>> {
         self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
@@ -85,16 +124,34 @@ impl Shared {
         self.durable_lsn.fetch_max(lsn, Ordering::AcqRel);
     }
 
-    /// Counts a published chunk.
-    pub(crate) fn charge(&self, chunk: &Chunk) {
-        let bytes = self.memtable_bytes.fetch_add(chunk.bytes, Ordering::AcqRel) + chunk.bytes;
-        let rows = self.memtable_rows.fetch_add(chunk.rows(), Ordering::AcqRel) + chunk.rows();
-        show(bytes, rows);
+    /// Publishes a chunk and counts what the table holds more of.
+    pub(crate) fn publish(&self, table: &TableHandle, schema: &Arc<TableSchema>, chunk: Chunk) {
+        let rows = chunk.rows();
+        let (left, entered) = table.publish(schema, chunk);
+        self.memtable_bytes.fetch_add(entered, Ordering::AcqRel);
+        self.memtable_bytes.fetch_sub(left, Ordering::AcqRel);
+        self.memtable_rows.fetch_add(rows, Ordering::AcqRel);
+        self.count();
     }
 
-    /// Sets the size after a flush, recounted from what is still there.
+    /// Counts series that a table's dictionary has more, `before` bytes of them being known.
+    pub(crate) fn note_series(&self, table: &TableHandle, before: usize) {
+        let more = table.dictionary.bytes().saturating_sub(before);
+        if more > 0 {
+            let mut holdings = self.holdings();
+            let now = holdings.series.bytes() + more;
+            holdings.series.resize(now);
+        }
+    }
+
+    /// Notes that a flush has everything that is in memtables now.
+    pub(crate) fn sealed(&self) {
+        self.sealed_bytes.store(self.memtable_bytes(), Ordering::Release);
+    }
+
+    /// Sets the sizes after a flush, recounted from what is still there.
     pub(crate) fn recount(&self) {
-        let (mut bytes, mut rows) = (0, 0);
+        let (mut bytes, mut rows, mut sealed, mut series) = (0, 0, 0, 0);
         for tenant in self.tenants() {
             for table in tenant.tables().values() {
                 let version = table.current.load();
@@ -102,11 +159,37 @@ impl Shared {
                     bytes += chunk.bytes;
                     rows += chunk.rows();
                 }
+                sealed += version.flushing.iter().map(|c| c.bytes).sum::<usize>();
+                series += table.dictionary.bytes();
             }
         }
         self.memtable_bytes.store(bytes, Ordering::Release);
         self.memtable_rows.store(rows, Ordering::Release);
-        show(bytes, rows);
+        self.sealed_bytes.store(sealed, Ordering::Release);
+        self.holdings().series.resize(series);
+        self.count();
+    }
+
+    fn holdings(&self) -> MutexGuard<'_, Holdings> {
+        self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) {
+        let bytes = self.memtable_bytes();
+        self.holdings().rows.resize(bytes);
+        metrics::gauge!(Metric::MemtableBytes.name()).set(bytes as f64);
+        metrics::gauge!(Metric::MemtableRows.name()).set(self.memtable_rows() as f64);
+    }
+
+    /// Bytes in memtables that no flush has yet.
+    pub(crate) fn active_bytes(&self) -> usize {
+        self.memtable_bytes().saturating_sub(self.sealed_bytes.load(Ordering::Acquire))
+    }
+
+    /// Whether a flush should begin.
+    pub(crate) fn flush_due(&self, flush_bytes: usize) -> bool {
+        let active = self.active_bytes();
+        active >= flush_bytes || (active > 0 && self.memory.over_soft())
     }
 
     /// Bytes in memtables.
@@ -118,9 +201,4 @@ impl Shared {
     pub(crate) fn memtable_rows(&self) -> usize {
         self.memtable_rows.load(Ordering::Acquire)
     }
-}
-
-fn show(bytes: usize, rows: usize) {
-    metrics::gauge!(Metric::MemtableBytes.name()).set(bytes as f64);
-    metrics::gauge!(Metric::MemtableRows.name()).set(rows as f64);
 }

@@ -13,9 +13,11 @@
 mod access;
 mod edge;
 mod fsck;
+mod full_disk;
 mod ingest;
 mod keys;
 mod main_job;
+mod memory;
 mod query;
 
 /// 2026-01-01T00:00:00Z in nanoseconds: times of test rows count from here.

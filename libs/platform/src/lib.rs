@@ -2,15 +2,17 @@
 //!
 //! Owns: narrow traits for each of these, their real implementations, their simulated twins
 //! (`sim`), the one durable rename in the tree (`durable`), bounded queues with a gauge
-//! (`queue`), metric names (`metric`) and numbered invariants (`invariant`).
+//! (`queue`), memory against one figure (`budget`, `memory`), metric names (`metric`) and numbered invariants (`invariant`).
 //! Never: knows tenants, rows, keys or formats.
 
+pub mod budget;
 pub mod clock;
 pub mod disk;
 pub mod durable;
 pub mod entropy;
 pub mod invariant;
 pub mod map;
+pub mod memory;
 pub mod metric;
 pub mod net;
 pub mod planted;

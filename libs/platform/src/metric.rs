@@ -44,6 +44,8 @@ metrics! {
     MemtableRows = "millrace_memtable_rows", "gauge";
     /// Bytes held in memtables.
     MemtableBytes = "millrace_memtable_bytes", "gauge";
+    /// Bytes counted against the memory budget, by class (parse, memtable, series, flush, compaction).
+    MemoryBytes = "millrace_memory_bytes", "gauge";
     /// Flushes committed.
     Flushes = "millrace_flushes_total", "counter";
     /// Flushes that failed and will be tried again.

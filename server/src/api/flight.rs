@@ -4,7 +4,8 @@
 //! is answered, in order, with a [`PutAck`] once its rows are durable. The device's certificate is
 //! the credential and is looked up again for every message, so a revoked device stops at once.
 //! DoGet: the ticket is JSON `{"database", "sql_query", "query_type": "sql"}`.
-//! Never: acks before the receipt; more than [`AHEAD`] messages of one stream in flight.
+//! Never: acks before the receipt; more than [`AHEAD`] messages of one stream in flight; takes a
+//! message while memory for rows is full: it stays in the connection, and its ack out.
 
 use std::sync::Arc;
 
@@ -149,16 +150,19 @@ fn put(
                 .map_err(|e| refused(Code::BadBatch, format!("{e}")))?;
         // The list is cut at a hundred; the count is not.
         let refused = (batch.num_rows() - table.rows()) as u64;
+        let held = state.admission.hold(message.data_body.len() + table.memory_bytes());
         let request = WriteRequest {
             tenant: scope.tenant(),
             database,
             origin: Origin::Stream(header.clone()),
             tables: vec![table],
         };
-        Ok(Some((header, refusals, refused, state.engine.write(request))))
+        Ok(Some((header, refusals, refused, state.engine.write(request), held)))
     })();
     async move {
-        let Some((header, mut refusals, refused, write)) = queued? else { return Ok(None) };
+        let Some((header, mut refusals, refused, write, _held)) = queued? else {
+            return Ok(None);
+        };
         let receipt = write.await.map_err(|e| status(Problem::from(e)))?;
         let counted = refused + receipt.refused();
         refusals.extend(receipt.refusals().iter().cloned());
@@ -262,8 +266,10 @@ impl FlightService for Flight {
         let state = Arc::clone(&self.state);
         let open = OpenStream::new();
         let mut decoder = MessageDecoder::new();
+        let admission = state.admission.clone();
         let acks = request
             .into_inner()
+            .then(move |message| admission.room().map(|()| message))
             .map(move |message| put(&state, device, serial, &mut decoder, message))
             .buffered(AHEAD)
             .filter_map(move |ack| {

@@ -21,9 +21,11 @@ use axum::{
 };
 use bytes::BytesMut;
 use futures::{Stream, StreamExt};
-use millrace_platform::clock::{Clock, Sleep};
+use millrace_platform::{
+    budget::Held,
+    clock::{Clock, Sleep},
+};
 use serde::de::DeserializeOwned;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Code, Problem, State};
 use crate::ingest::{Admission, decode::WIRE_BYTES_MAX};
@@ -79,7 +81,7 @@ pub(crate) fn json_problem(e: JsonRejection) -> Problem {
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
     /// Given back when dropped.
-    pub(crate) room: Option<OwnedSemaphorePermit>,
+    pub(crate) room: Option<Held>,
 }
 
 /// A whole body, or why there is none: the handler decides when to say so.
@@ -87,7 +89,7 @@ pub(crate) struct Received {
 pub(crate) struct Payload(pub(crate) Result<Received, Problem>);
 
 pub(crate) fn no_room() -> Problem {
-    Problem::new(Code::Busy, "too many bytes are being written at once; send this again")
+    Problem::new(Code::Busy, "memory for rows is full until a flush is done; send this again")
         .retry_after(1)
 }
 
@@ -95,7 +97,7 @@ pub(crate) fn no_room() -> Problem {
 /// keep together is bounded, whatever lengths they claim.
 async fn receive(body: Body, admission: &Admission) -> Result<Received, Problem> {
     let mut bytes = BytesMut::new();
-    let mut room: Option<OwnedSemaphorePermit> = None;
+    let mut room: Option<Held> = None;
     let mut pieces = body.into_data_stream();
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|_| cut_short())?;
@@ -228,7 +230,7 @@ async fn read_and_forget(mut body: BodyDataStream) {
 #[cfg(test)]
 mod tests {
     use futures::{FutureExt, stream};
-    use millrace_platform::sim::clock::SimClock;
+    use millrace_platform::{budget::MemoryBudget, sim::clock::SimClock};
 
     use super::*;
 
@@ -238,7 +240,8 @@ mod tests {
 
     #[test]
     fn bodies_keep_no_more_than_there_is_room_for_and_give_it_back() {
-        let admission = Admission::of_kib(8);
+        // Writers wait at half of a budget.
+        let admission = Admission::new(MemoryBudget::new(16 << 10));
         let pieces = |n: usize| {
             let piece = || Ok::<_, TooSlow>(Bytes::from(vec![0; 4096]));
             Body::from_stream(stream::iter((0..n).map(move |_| piece())))

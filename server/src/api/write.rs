@@ -14,7 +14,7 @@ use axum::{
 use millrace_control::policy;
 use millrace_platform::metric::Metric;
 use millrace_protocol::{
-    batch::{Refusal, RowLimits},
+    batch::{Refusal, RowLimits, TableBatch},
     ids::TenantId,
     line::{self, LineOptions, Precision},
 };
@@ -75,12 +75,12 @@ async fn store(
     let Received { bytes: body, room: _room } = body;
     let wire = body.len();
     // The body's own room is held already. Text becomes columns of about its own size; a compressed body may become far more.
-    let reserve = if encoding.is_some() {
-        decode::DECODED_BYTES_MAX.min(wire.saturating_mul(20))
-    } else {
-        wire
+    let reserved = match encoding {
+        Some(_) => state.admission.reserve_unpacked(wire, decode::DECODED_BYTES_MAX),
+        None => state.admission.reserve(wire),
     };
-    let _reserved = state.admission.reserve(reserve).ok_or_else(no_room)?;
+    let mut reserved = reserved.ok_or_else(no_room)?;
+    let compressed = encoding.is_some();
     let options = LineOptions {
         precision,
         default_time_ns: state.clock.now_ns(),
@@ -97,6 +97,9 @@ async fn store(
     .await
     .map_err(|_| Problem::new(Code::Internal, "the body could not be parsed"))?
     .map_err(decode_problem)?;
+    // Now it is known; sparse rows and unpacked bodies are larger than anybody could tell.
+    let unpacked = if compressed { text.len() } else { 0 };
+    reserved.resize(unpacked + parsed.tables.iter().map(TableBatch::memory_bytes).sum::<usize>());
     metrics::counter!(Metric::IngestBytes.name(), "tenant" => tenant.to_string())
         .increment(wire as u64);
     let mut outcome = Outcome { kept: 0, refused: parsed.refused, listed: parsed.refusals };

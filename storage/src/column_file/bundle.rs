@@ -93,6 +93,11 @@ impl BundleWriter {
         Ok(SectionRef { object: self.object, section_id, offset, len: sealed.len() as u64 })
     }
 
+    /// Memory held, bytes.
+    pub fn bytes_held(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()

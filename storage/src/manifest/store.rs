@@ -92,12 +92,38 @@ pub enum CommitError {
         /// The first failure.
         detail: String,
     },
+    /// This shard was opened to read only.
+    #[error("the shard was opened without room to claim it; it is claimed when there is space")]
+    Unclaimed,
     /// Encoding or keys.
     #[error("the manifest record could not be made: {0}")]
     Record(#[from] RecordError),
     /// The delta would break the manifest.
     #[error(transparent)]
     Broken(#[from] Broken),
+}
+
+impl ManifestError {
+    /// Why the disk took no claim, if it is full or may only be read, so that the shard can be
+    /// read but not owned.
+    pub(crate) fn takes_no_claim(&self) -> Option<std::io::ErrorKind> {
+        match self {
+            Self::Store(e) => takes_nothing(e),
+            Self::Fence(e) => match e.as_ref() {
+                CommitError::Store(e) => takes_nothing(e),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// The kind of an error that says that the disk is full or may only be read.
+fn takes_nothing(e: &object_store::Error) -> Option<std::io::ErrorKind> {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let object_store::Error::Generic { source, .. } = e else { return None };
+    let kind = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    kind.filter(|kind| matches!(kind, StorageFull | QuotaExceeded | ReadOnlyFilesystem))
 }
 
 pub(crate) fn record_name(shard: u32, number: u64) -> String {
@@ -119,6 +145,8 @@ enum Stop {
     Fenced(u64),
     /// The outcome of the commit of this record.
     Unknown { name: String, detail: String },
+    /// The shard was never claimed.
+    Unclaimed,
 }
 
 impl Stop {
@@ -126,6 +154,7 @@ impl Stop {
         match self.clone() {
             Self::Fenced(seen) => CommitError::Fenced { seen, ours },
             Self::Unknown { name, detail } => CommitError::Unknown { name, detail },
+            Self::Unclaimed => CommitError::Unclaimed,
         }
     }
 }
@@ -291,6 +320,34 @@ impl ManifestStore {
             }
         }
         Err(ManifestError::Contended)
+    }
+
+    /// Loads without a claim, for a disk that takes none: everything can be read, and nothing is
+    /// committed until the shard is opened again.
+    pub async fn load_unclaimed(
+        store: Arc<dyn ObjectStore>,
+        keys: Arc<dyn TenantKeySource>,
+        entropy: Arc<dyn Entropy>,
+        shard: u32,
+    ) -> Result<Self, ManifestError> {
+        let loaded = load(store.as_ref(), keys.as_ref(), shard).await?;
+        Ok(Self {
+            store,
+            keys,
+            entropy,
+            shard,
+            epoch: 0,
+            checkpoint_every: u64::MAX,
+            last_root: loaded.root,
+            last_digest: loaded.digest,
+            current: Arc::new(loaded.manifest),
+            stopped: Some(Stop::Unclaimed),
+        })
+    }
+
+    /// Whether this owner has stopped for a reason that opening the shard again mends.
+    pub(crate) fn wants_reopening(&self) -> bool {
+        matches!(self.stopped, Some(Stop::Unknown { .. } | Stop::Unclaimed))
     }
 
     /// What is committed.

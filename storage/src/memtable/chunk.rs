@@ -54,6 +54,7 @@ impl Chunk {
         let t_min = time.iter().copied().min().unwrap_or(i64::MAX);
         let t_max = time.iter().copied().max().unwrap_or(i64::MIN);
         let mut chunk = Self { lsn: lsn..lsn + 1, time, ordinal, fields, t_min, t_max, bytes: 0 };
+        chunk.give_back_slack();
         chunk.bytes = chunk.measure();
         chunk
     }
@@ -63,20 +64,38 @@ impl Chunk {
         self.time.len()
     }
 
+    /// Columns that grew row by row hold up to twice what they need, for as long as the chunk
+    /// lives.
+    fn give_back_slack(&mut self) {
+        self.time.shrink_to_fit();
+        self.ordinal.shrink_to_fit();
+        for field in &mut self.fields {
+            match &mut field.values {
+                FieldValues::F64(v) => v.shrink_to_fit(),
+                FieldValues::I64(v) => v.shrink_to_fit(),
+                FieldValues::U64(v) => v.shrink_to_fit(),
+                FieldValues::Bool(v) => v.shrink_to_fit(),
+                FieldValues::Utf8(t) => {
+                    t.bytes.shrink_to_fit();
+                    t.ends.shrink_to_fit();
+                }
+            }
+        }
+    }
+
+    /// What the columns hold of the allocator, not what they use of it.
     fn measure(&self) -> usize {
         let fields: usize = self
             .fields
             .iter()
             .map(|f| {
-                64 + f.present.words().len() * 8
-                    + match &f.values {
-                        FieldValues::Utf8(t) => t.bytes.len() + t.ends.len() * 4,
-                        FieldValues::Bool(v) => v.len(),
-                        other => other.len() * 8,
-                    }
+                // A present bit per row, in words that double as they grow.
+                let present = 2 * std::mem::size_of_val(f.present.words());
+                std::mem::size_of::<ChunkField>() + present + values_bytes(&f.values)
             })
             .sum();
-        256 + self.time.len() * 12 + fields
+        let rows = self.time.capacity() * 8 + self.ordinal.capacity() * 4;
+        std::mem::size_of::<Self>() + rows + fields
     }
 
     /// The field with this id.
@@ -88,6 +107,8 @@ impl Chunk {
     pub(crate) fn append(&mut self, newer: &Chunk) {
         let before = self.rows();
         let after = before + newer.rows();
+        self.time.reserve_exact(newer.rows());
+        self.ordinal.reserve_exact(newer.rows());
         self.time.extend_from_slice(&newer.time);
         self.ordinal.extend_from_slice(&newer.ordinal);
         for field in &newer.fields {
@@ -118,7 +139,35 @@ impl Chunk {
     }
 }
 
+/// Bytes that a column holds of the allocator.
+fn values_bytes(values: &FieldValues) -> usize {
+    match values {
+        FieldValues::F64(v) => v.capacity() * 8,
+        FieldValues::I64(v) => v.capacity() * 8,
+        FieldValues::U64(v) => v.capacity() * 8,
+        FieldValues::Bool(v) => v.capacity(),
+        FieldValues::Utf8(t) => t.bytes.capacity() + t.ends.capacity() * 4,
+    }
+}
+
+/// Room for exactly `from`'s values: doubling would leave a third of a chunk empty for its life.
+fn reserve(into: &mut FieldValues, from: &FieldValues) {
+    match into {
+        FieldValues::F64(v) => v.reserve_exact(from.len()),
+        FieldValues::I64(v) => v.reserve_exact(from.len()),
+        FieldValues::U64(v) => v.reserve_exact(from.len()),
+        FieldValues::Bool(v) => v.reserve_exact(from.len()),
+        FieldValues::Utf8(t) => {
+            t.ends.reserve_exact(from.len());
+            if let FieldValues::Utf8(from) = from {
+                t.bytes.reserve_exact(from.bytes.len());
+            }
+        }
+    }
+}
+
 fn append_values(into: &mut FieldValues, from: &FieldValues) {
+    reserve(into, from);
     match (into, from) {
         (FieldValues::F64(a), FieldValues::F64(b)) => a.extend_from_slice(b),
         (FieldValues::I64(a), FieldValues::I64(b)) => a.extend_from_slice(b),

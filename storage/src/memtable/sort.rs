@@ -48,16 +48,25 @@ pub(crate) fn sort_chunks(
     view: &SeriesView,
     window_ns: i64,
 ) -> Result<BTreeMap<i64, Run>, RunError> {
+    sorted_windows(chunks, filter, fields, view, window_ns).collect()
+}
+
+/// The same, one window after the other: the columns of a window are gathered when it is asked
+/// for, so that a flush holds one copy of a window and not one of everything.
+pub(crate) fn sorted_windows<'a>(
+    chunks: &'a [Arc<Chunk>],
+    filter: &RowFilter<'_>,
+    fields: &'a [(u32, FieldType)],
+    view: &SeriesView,
+    window_ns: i64,
+) -> impl ExactSizeIterator<Item = Result<(i64, Run), RunError>> + use<'a> {
     let windows = place_rows(chunks, filter, view, window_ns);
-    windows
-        .into_iter()
-        .map(|(start, window)| {
-            let columns = fields.iter().map(|(id, ty)| gather(chunks, *id, *ty, &window)).collect();
-            let time = window.places.iter().map(|p| time_at(chunks, *p)).collect();
-            let ids = fields.iter().map(|(id, _)| *id).collect();
-            Ok((start, Run::new(time, ids, columns, window.spans)?))
-        })
-        .collect()
+    windows.into_iter().map(move |(start, window)| {
+        let columns = fields.iter().map(|(id, ty)| gather(chunks, *id, *ty, &window)).collect();
+        let time = window.places.iter().map(|p| time_at(chunks, *p)).collect();
+        let ids = fields.iter().map(|(id, _)| *id).collect();
+        Ok((start, Run::new(time, ids, columns, window.spans)?))
+    })
 }
 
 fn time_at(chunks: &[Arc<Chunk>], (chunk, row): Place) -> i64 {

@@ -103,6 +103,11 @@ impl DurableLocalStore {
         })
     }
 
+    /// Becomes true when nothing more is written because a sync of a directory has failed.
+    pub fn poisoned(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.poisoned)
+    }
+
     /// Removes temp files that a crash left below `folder`; returns how many. Only for a start:
     /// a put of another process that is under way fails.
     pub fn sweep(&self, folder: &Path) -> io::Result<usize> {

@@ -66,8 +66,14 @@ pub struct SeriesConflict {
     pub sid: SeriesId,
 }
 
+/// What one series holds beside its tags and its sort key: the entry behind its `Arc`, its places
+/// in the list and the two maps, and the same again in the view that readers share.
+const ENTRY_BYTES: usize = 240;
+
 #[derive(Debug, Default)]
 struct Inner {
+    /// Memory held, bytes.
+    bytes: usize,
     entries: Vec<Arc<SeriesEntry>>,
     by_sid: Map<u64, u32>,
     /// Ordinals by hash of their tags. Apart from `by_sid`, because a tenant whose key has been
@@ -100,6 +106,11 @@ impl SeriesDictionary {
     /// Number of series.
     pub(crate) fn len(&self) -> usize {
         self.read().entries.len()
+    }
+
+    /// Memory held, bytes, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        self.read().bytes
     }
 
     /// The ordinal and id of `key` if it is known.
@@ -186,6 +197,7 @@ impl Inner {
     ) -> u32 {
         let ordinal = self.entries.len() as u32;
         let sort_key = id::sort_key(&key, tags);
+        self.bytes += ENTRY_BYTES + key.as_bytes().len() + sort_key.len();
         let entries = &self.entries;
         self.by_key.insert_unique(hash(&key), ordinal, |o| {
             entries.get(*o as usize).map_or(0, |e| hash(&e.key))

@@ -83,6 +83,8 @@ pub struct ReplayReport {
     pub keys_gone: u64,
     /// Rows applied.
     pub rows: u64,
+    /// Flushes on the way, because the rows of the log are more than memory may hold.
+    pub flushes: u64,
 }
 
 /// Applies one frame to the shared state.
@@ -164,6 +166,7 @@ fn apply_table(
         handle
     });
     let schema = extended(&handle.current.load().schema, &part);
+    let series_before = handle.dictionary.bytes();
     let mut by_key = Vec::with_capacity(part.sids.len());
     for (sid, key) in part.sids.iter().zip(&part.batch.series_keys) {
         // Series of which no row was kept carry no id.
@@ -178,10 +181,10 @@ fn apply_table(
         };
         by_key.push(ordinal);
     }
+    shared.note_series(&handle, series_before);
     report.rows += part.batch.rows() as u64;
     let chunk = into_chunk(lsn, part.batch, &part.field_ids, &by_key);
-    shared.charge(&chunk);
-    handle.publish(&schema, chunk);
+    shared.publish(&handle, &schema, chunk);
     Ok(())
 }
 

@@ -103,15 +103,18 @@ impl TableHandle {
         self.flushed_tags.load(Ordering::Acquire)
     }
 
-    /// Shows synced rows to readers.
-    pub(crate) fn publish(&self, schema: &Arc<TableSchema>, chunk: Chunk) {
+    /// Shows synced rows to readers; returns the bytes of the chunks that went into a larger one
+    /// and of those that came.
+    pub(crate) fn publish(&self, schema: &Arc<TableSchema>, chunk: Chunk) -> (usize, usize) {
         let chunk = Arc::new(chunk);
+        let mut changed = (0, 0);
         self.current.rcu(|now| {
             let mut next = TableVersion::clone(now);
             next.schema = Arc::clone(schema);
-            push_joined(&mut next.active, Arc::clone(&chunk));
+            changed = push_joined(&mut next.active, Arc::clone(&chunk));
             next
         });
+        changed
     }
 
     /// Moves the active chunks to the flush. Chunks of an earlier flush that failed stay first.
@@ -166,9 +169,10 @@ impl TableHandle {
 
 /// Appends a chunk, joining it with the last ones while they are not much larger: the number of
 /// chunks stays logarithmic in the rows for tiny writes, and each row is copied a bounded number
-/// of times.
-fn push_joined(chunks: &mut Vec<Arc<Chunk>>, newest: Arc<Chunk>) {
+/// of times. Returns the bytes of the chunks that left the list and of the one that entered it.
+fn push_joined(chunks: &mut Vec<Arc<Chunk>>, newest: Arc<Chunk>) -> (usize, usize) {
     let mut tail = newest;
+    let mut left = 0;
     while let Some(last) = chunks.last() {
         let rows = last.rows() + tail.rows();
         if rows > CHUNK_ROWS || last.rows() > 2 * tail.rows() {
@@ -176,8 +180,11 @@ fn push_joined(chunks: &mut Vec<Arc<Chunk>>, newest: Arc<Chunk>) {
         }
         let mut joined = Chunk::clone(last);
         joined.append(&tail);
+        left += last.bytes;
         tail = Arc::new(joined);
         chunks.pop();
     }
+    let entered = tail.bytes;
     chunks.push(tail);
+    (left, entered)
 }

@@ -285,6 +285,11 @@ impl ShardWriter {
         }
     }
 
+    /// Refuses every write from now on.
+    pub(crate) fn refuse(&mut self, why: WriteError) {
+        self.broken = Some(why);
+    }
+
     /// Stores a group of writes under one sync; answers in order.
     pub(crate) fn commit_group(
         &mut self,
@@ -341,7 +346,7 @@ impl ShardWriter {
             for (name, chunk) in a.chunks {
                 if let Some(table) = writer.tenants.get(&a.tenant).and_then(|t| t.tables.get(&name))
                 {
-                    table.handle.publish(&table.schema, chunk);
+                    writer.shared.publish(&table.handle, &table.schema, chunk);
                 }
             }
             writer.shared.note_lsn(a.lsn);
@@ -408,6 +413,7 @@ impl ShardWriter {
         }
         let now_ns = self.clock.now_ns();
         let limits = self.limits.clone();
+        let shared = Arc::clone(&self.shared);
         let tenant = self.tenant(request.tenant)?;
         let mut refusals = Refusals::default();
         let mut first_line = 0;
@@ -459,6 +465,7 @@ impl ShardWriter {
             let table = tenant.table(&name);
             let mut schema = TableSchema::clone(&table.schema);
             let version = schema.version;
+            let series_before = table.handle.dictionary.bytes();
             let resolved = resolve(
                 batch,
                 &mut schema,
@@ -471,6 +478,7 @@ impl ShardWriter {
             if schema.version != version {
                 table.schema = Arc::new(schema);
             }
+            shared.note_series(&table.handle, series_before);
             let Some(Resolved { batch, field_ids, sids, ordinals: by_key }) = resolved else {
                 continue;
             };
@@ -531,8 +539,7 @@ impl ShardWriter {
         let Some(tenant) = self.tenants.get(&write.tenant) else { return Err(WriteError::Stopped) };
         for (name, chunk) in write.chunks {
             if let Some(table) = tenant.tables.get(&name) {
-                self.shared.charge(&chunk);
-                table.handle.publish(&table.schema, chunk);
+                self.shared.publish(&table.handle, &table.schema, chunk);
             }
         }
         let mut mark = None;
@@ -588,6 +595,7 @@ impl ShardWriter {
                 streams.push((handle.id, key.clone(), *hi));
             }
         }
+        self.shared.sealed();
         Sealed { lsn: self.shared.durable_lsn(), streams, next_table_ids }
     }
 }

@@ -64,20 +64,25 @@ impl World {
     }
 
     pub fn open(&mut self) -> Result<(), OpenError> {
+        let config = self.config();
+        self.shard = Some(block_on(Shard::open(config))?);
+        Ok(())
+    }
+
+    /// The configuration of the next opening.
+    pub fn config(&mut self) -> EngineConfig {
         self.opens += 1;
         if self.planted != Faults::default() {
             self.disk.set_faults(self.planted);
         }
-        let config = EngineConfig {
+        EngineConfig {
             disk: Arc::new(self.disk.clone()),
             clock: Arc::new(SimClock::at(1000 * HOUR_NS)),
             entropy: Arc::new(SimEntropy::seeded(self.seed * 1000 + self.opens)),
             dir: PathBuf::from("/data"),
             keys: Arc::clone(&self.keys),
             limits: limits(),
-        };
-        self.shard = Some(block_on(Shard::open(config))?);
-        Ok(())
+        }
     }
 
     pub fn shard(&mut self) -> &mut Shard {

@@ -50,10 +50,37 @@ pub struct Faults {
     pub fail_op: Option<u64>,
     /// Writes that would take the disk over this many bytes fail with ENOSPC.
     pub capacity: Option<u64>,
+    /// From this operation on (counted from 1) the disk fails like this, until it is cured.
+    pub fails_from: Option<(u64, Failing)>,
     /// Planted bug: `sync_data` does nothing and says `Ok`.
     pub skip_sync: bool,
     /// Planted bug: `sync_dir` does nothing and says `Ok`.
     pub skip_sync_dir: bool,
+}
+
+/// How a disk fails for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failing {
+    /// ENOSPC: nothing is created, named or written; removals and syncs work.
+    Full,
+    /// EROFS: nothing is changed.
+    ReadOnly,
+    /// EIO: nothing is changed.
+    Broken,
+}
+
+impl Failing {
+    fn error(self, op: &Op) -> Option<io::Error> {
+        let takes_space = matches!(
+            op,
+            Op::Create(_) | Op::Write(..) | Op::Resize(..) | Op::Link(..) | Op::Rename(..)
+        );
+        match self {
+            Self::Full => takes_space.then(|| io::ErrorKind::StorageFull.into()),
+            Self::ReadOnly => Some(io::ErrorKind::ReadOnlyFilesystem.into()),
+            Self::Broken => Some(eio("input/output error")),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -134,7 +161,12 @@ impl State {
             return Err(eio("the power failed"));
         }
         self.ops += 1;
+        let failing = self.faults.fails_from.filter(|(from, _)| self.ops >= *from);
+        let failed = failing.and_then(|(_, how)| how.error(&op));
         self.trace.push(op);
+        if let Some(e) = failed {
+            return Err(e);
+        }
         if self.faults.fail_op == Some(self.ops) {
             return Err(eio("input/output error"));
         }
