@@ -5,6 +5,7 @@
 pub mod bundle;
 pub mod directory;
 pub mod reader;
+pub(crate) mod stream;
 pub mod writer;
 
 #[cfg(test)]

@@ -31,6 +31,10 @@ use crate::{
         bundle::SectionRef,
         reader::{ColumnFileError, read_section},
     },
+    compaction::{
+        driver::Wanted,
+        history::{CompactionRecord, TableStats},
+    },
     files::{FileAccess, FileCache},
     flush::{FlushError, FlushReport, Maintenance},
     gc::{self, Garbage, SweepError},
@@ -229,11 +233,15 @@ impl Shard {
         let writer = ShardWriter::new(
             Arc::clone(&wal),
             Arc::clone(&keys),
-            clock,
+            Arc::clone(&clock),
             limits.clone(),
             Arc::clone(&shared),
             shared.durable_lsn(),
         );
+        let mut wanted = Wanted::default();
+        for (tenant, tables) in &current.tenants {
+            tables.tables.keys().for_each(|table| wanted.changed(*tenant, *table));
+        }
         let maintenance = Maintenance {
             manifest,
             store,
@@ -244,6 +252,8 @@ impl Shard {
             limits,
             wal,
             garbage: Garbage::default(),
+            clock,
+            wanted,
         };
         // Nobody reads yet: whatever no manifest names is left over from a crash.
         let mut maintenance = maintenance;
@@ -290,9 +300,32 @@ impl Shard {
         self.maintenance.sweep(now, grace).await
     }
 
+    /// Plans merges without doing one.
+    #[cfg(test)]
+    pub(crate) fn look_at_tables(&mut self) {
+        self.maintenance.look();
+    }
+
+    /// Moves series out of bundles without rows as the maintenance thread does.
+    #[cfg(test)]
+    pub(crate) async fn relocate_series(&mut self) -> Result<usize, FlushError> {
+        self.maintenance.relocate_series().await
+    }
+
     /// One tenant's tables now.
     pub fn snapshot(&self, tenant: TenantId) -> Result<TenantSnapshot, SnapshotError> {
         take_snapshot(&self.maintenance.shared, &self.maintenance.access(tenant))
+    }
+
+    /// As [`Engine::table_stats`].
+    pub fn table_stats(&self, tenant: TenantId) -> Vec<TableStats> {
+        table_stats(&self.maintenance.shared, tenant)
+    }
+
+    /// As [`Engine::compactions`].
+    pub fn compactions(&self, tenant: TenantId) -> Vec<CompactionRecord> {
+        let tenant = self.maintenance.shared.tenant(tenant);
+        tenant.map(|t| t.history.all()).unwrap_or_default()
     }
 
     /// The durable watermark of a stream; 0 if it is new.
@@ -332,6 +365,11 @@ fn load_series(
         dictionary.restore(sid, &key, &schema.tags).map_err(|e| damaged(&e))?;
     }
     Ok(())
+}
+
+fn table_stats(shared: &Shared, tenant: TenantId) -> Vec<TableStats> {
+    let tables = shared.tenant(tenant).map(|t| t.tables());
+    tables.iter().flat_map(|t| t.values()).map(|table| table.stats()).collect()
 }
 
 fn watermark(shared: &Shared, tenant: TenantId, key: &StreamKey) -> SeqNo {
@@ -462,6 +500,17 @@ impl Engine {
     pub fn snapshot(&self, tenant: TenantId) -> Result<Arc<TenantSnapshot>, SnapshotError> {
         let access = FileAccess { tenant, ..self.access.clone() };
         take_snapshot(&self.shared, &access).map(Arc::new)
+    }
+
+    /// Figures of a tenant's tables: files, overlap, and what its rows have cost.
+    pub fn table_stats(&self, tenant: TenantId) -> Vec<TableStats> {
+        table_stats(&self.shared, tenant)
+    }
+
+    /// The last merges of a tenant's tables, oldest first; at most
+    /// [`crate::HISTORY_MAX`].
+    pub fn compactions(&self, tenant: TenantId) -> Vec<CompactionRecord> {
+        self.shared.tenant(tenant).map(|t| t.history.all()).unwrap_or_default()
     }
 
     /// Forgets cached files of a tenant whose keys were destroyed.
@@ -608,7 +657,9 @@ fn maintain_loop(
         if stop {
             return;
         }
-        while queue.is_empty() {
+        // Where a table waits for merges, the next flush waits for one of these, too.
+        let mut forced = maintenance.must_merge();
+        while queue.is_empty() || std::mem::take(&mut forced) {
             match futures::executor::block_on(maintenance.compact_once()) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -617,6 +668,9 @@ fn maintain_loop(
                     break;
                 }
             }
+        }
+        if let Err(error) = futures::executor::block_on(maintenance.relocate_series()) {
+            tracing::warn!(%error, "series could not be moved out of old files; tried again");
         }
         let swept = futures::executor::block_on(maintenance.sweep(clock.monotonic(), gc::GRACE));
         if let Err(error) = swept {

@@ -327,6 +327,11 @@ impl ColumnFile {
             .map_err(|source| ColumnFileError::Columns { section: section(), source })
     }
 
+    /// Whether the file has a column, by its stable id.
+    pub(crate) fn has_column(&self, id: u32) -> bool {
+        self.columns.iter().any(|c| c.0 == id)
+    }
+
     /// Section and file, as errors name them.
     pub(crate) fn place(&self) -> String {
         self.parquet.name.to_string()

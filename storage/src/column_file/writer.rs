@@ -93,7 +93,7 @@ pub fn write_column_file(
     })
 }
 
-fn with_sid(run: &Run, schema: &TableSchema) -> Result<RecordBatch, WriteFileError> {
+pub(super) fn with_sid(run: &Run, schema: &TableSchema) -> Result<RecordBatch, WriteFileError> {
     let mut sids = Vec::with_capacity(run.rows());
     for span in &run.series {
         sids.extend(std::iter::repeat_n(span.sid.0, span.rows as usize));
@@ -115,7 +115,7 @@ fn with_sid(run: &Run, schema: &TableSchema) -> Result<RecordBatch, WriteFileErr
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
 }
 
-fn properties(batch: &RecordBatch, profile: FileProfile) -> WriterProperties {
+pub(super) fn properties(batch: &RecordBatch, profile: FileProfile) -> WriterProperties {
     let compression = match profile {
         FileProfile::Hot => Compression::LZ4_RAW,
     };

@@ -40,15 +40,15 @@ struct Window {
 }
 
 /// Sorts the rows of `chunks` (oldest first) that pass `filter` into runs, keyed by the start of
-/// their window. `window_ns` 0 means one window. Fields come in the order of `fields`.
+/// their window, which `window_of` a time says. Fields come in the order of `fields`.
 pub(crate) fn sort_chunks(
     chunks: &[Arc<Chunk>],
     filter: &RowFilter<'_>,
     fields: &[(u32, FieldType)],
     view: &SeriesView,
-    window_ns: i64,
+    window_of: impl Fn(i64) -> i64,
 ) -> Result<BTreeMap<i64, Run>, RunError> {
-    let windows = place_rows(chunks, filter, view, window_ns);
+    let windows = place_rows(chunks, filter, view, &window_of);
     windows
         .into_iter()
         .map(|(start, window)| {
@@ -68,7 +68,7 @@ fn place_rows(
     chunks: &[Arc<Chunk>],
     filter: &RowFilter<'_>,
     view: &SeriesView,
-    window_ns: i64,
+    window_of: &impl Fn(i64) -> i64,
 ) -> BTreeMap<i64, Window> {
     let takes = |chunk: &Chunk, row: usize| -> Option<usize> {
         let time = *chunk.time.get(row)?;
@@ -127,7 +127,7 @@ fn place_rows(
             if !series.is_sorted_by_key(|p| time_at(chunks, *p)) {
                 series.sort_by_key(|p| time_at(chunks, *p));
             }
-            split_series(chunks, series, entry.sid, window_ns, &mut windows);
+            split_series(chunks, series, entry.sid, window_of, &mut windows);
         }
         start += count;
     }
@@ -138,11 +138,9 @@ fn split_series(
     chunks: &[Arc<Chunk>],
     places: &[Place],
     sid: millrace_protocol::ids::SeriesId,
-    window_ns: i64,
+    window_of: &impl Fn(i64) -> i64,
     windows: &mut BTreeMap<i64, Window>,
 ) {
-    let window_of =
-        |t: i64| if window_ns > 0 { t.div_euclid(window_ns).saturating_mul(window_ns) } else { 0 };
     for part in
         places.chunk_by(|a, b| window_of(time_at(chunks, *a)) == window_of(time_at(chunks, *b)))
     {
