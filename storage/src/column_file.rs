@@ -10,7 +10,9 @@ mod decimal;
 mod delta;
 pub mod directory;
 mod hybrid;
+pub(crate) mod layout;
 pub mod reader;
+pub(crate) mod stream;
 pub mod writer;
 
 #[cfg(test)]

@@ -37,6 +37,10 @@ use crate::{
         bundle::SectionRef,
         reader::{ColumnFileError, read_section},
     },
+    compaction::{
+        driver::Wanted,
+        history::{CompactionRecord, TableStats},
+    },
     files::{FileAccess, FileCache},
     flush::{FlushError, FlushReport, Maintenance},
     gc::{self, Garbage, SweepError},
@@ -265,11 +269,15 @@ impl Shard {
         let mut writer = ShardWriter::new(
             Arc::clone(&wal),
             Arc::clone(&keys),
-            clock,
+            Arc::clone(&clock),
             limits.clone(),
             Arc::clone(&shared),
             current.flushed_lsn,
         );
+        let mut wanted = Wanted::default();
+        for (tenant, tables) in &current.tenants {
+            tables.tables.keys().for_each(|table| wanted.changed(*tenant, *table));
+        }
         let mut maintenance = Maintenance {
             manifest,
             store,
@@ -280,6 +288,8 @@ impl Shard {
             limits,
             wal,
             garbage: Garbage::default(),
+            clock,
+            wanted,
         };
         let report = replay_all(&recovery, &mut writer, &mut maintenance, claim).await?;
         match claim {
@@ -336,9 +346,32 @@ impl Shard {
         self.maintenance.sweep(now, grace).await
     }
 
+    /// Plans merges without doing one.
+    #[cfg(test)]
+    pub(crate) fn look_at_tables(&mut self) {
+        self.maintenance.look();
+    }
+
+    /// Moves series out of bundles without rows as the maintenance thread does.
+    #[cfg(test)]
+    pub(crate) async fn relocate_series(&mut self) -> Result<usize, FlushError> {
+        self.maintenance.relocate_series().await
+    }
+
     /// One tenant's tables now.
     pub fn snapshot(&self, tenant: TenantId) -> Result<TenantSnapshot, SnapshotError> {
         take_snapshot(&self.maintenance.shared, &self.maintenance.access(tenant))
+    }
+
+    /// As [`Engine::table_stats`].
+    pub fn table_stats(&self, tenant: TenantId) -> Vec<TableStats> {
+        table_stats(&self.maintenance.shared, tenant)
+    }
+
+    /// As [`Engine::compactions`].
+    pub fn compactions(&self, tenant: TenantId) -> Vec<CompactionRecord> {
+        let tenant = self.maintenance.shared.tenant(tenant);
+        tenant.map(|t| t.history.all()).unwrap_or_default()
     }
 
     /// The durable watermark of a stream; 0 if it is new.
@@ -449,6 +482,11 @@ fn load_series(
         dictionary.restore(sid, &key, &schema.tags).map_err(|e| damaged(&e))?;
     }
     Ok(())
+}
+
+fn table_stats(shared: &Shared, tenant: TenantId) -> Vec<TableStats> {
+    let tables = shared.tenant(tenant).map(|t| t.tables());
+    tables.iter().flat_map(|t| t.values()).map(|table| table.stats()).collect()
 }
 
 fn watermark(shared: &Shared, tenant: TenantId, key: &StreamKey) -> SeqNo {
@@ -570,6 +608,17 @@ impl Engine {
         let running = self.running.load();
         let access = FileAccess { tenant, ..running.access.clone() };
         take_snapshot(&running.shared, &access).map(Arc::new)
+    }
+
+    /// Figures of a tenant's tables: files, overlap, and what its rows have cost.
+    pub fn table_stats(&self, tenant: TenantId) -> Vec<TableStats> {
+        table_stats(&self.shared, tenant)
+    }
+
+    /// The last merges of a tenant's tables, oldest first; at most
+    /// [`crate::HISTORY_MAX`].
+    pub fn compactions(&self, tenant: TenantId) -> Vec<CompactionRecord> {
+        self.shared.tenant(tenant).map(|t| t.history.all()).unwrap_or_default()
     }
 
     /// Forgets cached files of a tenant whose keys were destroyed.
@@ -724,7 +773,9 @@ fn maintain_loop(
         if stop {
             return End::Stop;
         }
-        while queue.is_empty() && failures == 0 {
+        // Where a table waits for merges, the next flush waits for one of these, too.
+        let mut forced = failures == 0 && maintenance.must_merge();
+        while failures == 0 && (queue.is_empty() || std::mem::take(&mut forced)) {
             match futures::executor::block_on(maintenance.compact_once()) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -733,6 +784,9 @@ fn maintain_loop(
                     break;
                 }
             }
+        }
+        if let Err(error) = futures::executor::block_on(maintenance.relocate_series()) {
+            tracing::warn!(%error, "series could not be moved out of old files; tried again");
         }
         let swept = futures::executor::block_on(maintenance.sweep(clock.monotonic(), gc::GRACE));
         if let Err(error) = swept {

@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use millrace_crypto::key::{KeyError, TenantKeySource, TenantKeys};
 use millrace_platform::{
     budget::{Held, MemoryClass},
+    clock::Clock,
     entropy::{Entropy, random_bytes},
     metric::Metric,
 };
@@ -23,7 +24,7 @@ use crate::{
         bundle::{BundleError, BundleWriter},
         writer::{ColumnFileParts, FileProfile, WriteFileError, write_column_file},
     },
-    compaction,
+    compaction::{driver::Wanted, territory::Territory},
     files::{FileAccess, FileCache},
     gc::{Garbage, SweepError},
     limits::EngineLimits,
@@ -99,6 +100,8 @@ pub(crate) struct Maintenance {
     pub(crate) limits: EngineLimits,
     pub(crate) wal: Arc<Wal>,
     pub(crate) garbage: Garbage,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) wanted: Wanted,
 }
 
 impl std::fmt::Debug for Maintenance {
@@ -109,9 +112,12 @@ impl std::fmt::Debug for Maintenance {
 
 /// What is left to do for one table once the commit is durable.
 struct Swap {
+    tenant: TenantId,
     handle: Arc<TableHandle>,
     chunks: Vec<Arc<Chunk>>,
     files: Vec<Arc<FileEntry>>,
+    /// Rows up to this time were late.
+    late_to: i64,
     series: usize,
     tags: usize,
 }
@@ -162,11 +168,11 @@ impl Maintenance {
         self.commit(Delta { flushed_lsn: sealed.lsn, tenants }).await?;
         for swap in &swaps {
             swap.handle.flushed(&swap.files, &swap.chunks, swap.series, swap.tags);
+            self.wanted.changed(swap.tenant, swap.handle.table_id);
+            note(swap);
         }
         self.shared.recount();
         metrics::counter!(Metric::Flushes.name()).increment(1);
-        metrics::counter!(Metric::FileBytesWritten.name(), "cause" => "flush")
-            .increment(report.bytes);
         self.wal.trim_below(sealed.lsn + 1)?;
         Ok(report)
     }
@@ -208,10 +214,13 @@ impl Maintenance {
             let all = RowFilter { time: i64::MIN..i64::MAX, series: None };
             let rows: usize = chunks.iter().skip(lost).map(|c| c.rows()).sum();
             let _places = self.hold(rows * PLACE_BYTES);
-            let window_ns = self.limits.window_ns;
+            let newest = |files: &mut dyn Iterator<Item = i64>| files.max().unwrap_or(i64::MIN);
+            let known = newest(&mut version.files.iter().map(|f| f.t_max));
+            let now = known.max(newest(&mut chunks.iter().map(|c| c.t_max)));
+            let territory = Territory::new(&version.files, &self.limits, now);
             let mut files = Vec::new();
             let taken = chunks.get(lost..).unwrap_or_default();
-            let windows = sorted_windows(taken, &all, &fields, &view, window_ns);
+            let windows = sorted_windows(taken, &all, &fields, &view, |t| territory.slot(t));
             let count = windows.len();
             for (nth, window) in windows.enumerate() {
                 let last = nth + 1 == count;
@@ -246,9 +255,12 @@ impl Maintenance {
                     added_files: files.clone(),
                     removed_files: Vec::new(),
                     added_series: sections,
+                    removed_series: Vec::new(),
                 },
             );
             swaps.push(Swap {
+                tenant: tenant.id,
+                late_to: known.saturating_sub(self.limits.window_ns),
                 handle: Arc::clone(handle),
                 chunks,
                 files,
@@ -288,7 +300,7 @@ impl Maintenance {
         })
     }
 
-    async fn put(&self, bundle: BundleWriter) -> Result<u64, FlushError> {
+    pub(crate) async fn put(&self, bundle: BundleWriter) -> Result<u64, FlushError> {
         if bundle.is_empty() {
             return Ok(0);
         }
@@ -298,71 +310,6 @@ impl Maintenance {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         self.store.put_opts(&path, bytes.into(), options).await?;
         Ok(len)
-    }
-
-    /// Does one merge job if any table wants one; returns whether it did. A table whose files
-    /// cannot be read does not keep the others from being merged.
-    pub(crate) async fn compact_once(&mut self) -> Result<bool, FlushError> {
-        let mut unread = None;
-        for tenant in self.shared.tenants() {
-            let keys = match self.keys.current(&tenant.id.0) {
-                Ok(keys) => keys,
-                Err(KeyError::Gone { .. }) => continue,
-                Err(e) => return Err(e.into()),
-            };
-            for handle in tenant.tables().values() {
-                let version = handle.current.load_full();
-                if let Some(job) = compaction::planner::plan(&version.files, &self.limits) {
-                    match self.compact(&tenant, handle, &keys, &version.schema, &job).await {
-                        Ok(()) => return Ok(true),
-                        Err(FlushError::Read(e)) => unread = unread.or(Some(e)),
-                        Err(e) => return Err(e),
-                    }
-                }
-            }
-        }
-        unread.map_or(Ok(false), |e| Err(e.into()))
-    }
-
-    async fn compact(
-        &mut self,
-        tenant: &TenantHandle,
-        handle: &Arc<TableHandle>,
-        keys: &Arc<TenantKeys>,
-        schema: &Arc<TableSchema>,
-        job: &compaction::planner::Job,
-    ) -> Result<(), FlushError> {
-        let access = self.access(tenant.id);
-        let view = handle.dictionary.view();
-        let run = compaction::runner::run(job, schema, &view, &access).await?;
-        let run = without_empty_columns(&run);
-        let lsn_lo = job.inputs.iter().map(|f| f.lsn_lo).min().unwrap_or(0);
-        let lsn_hi = job.inputs.iter().map(|f| f.lsn_hi).max().unwrap_or(0);
-        let level = job.inputs.iter().map(|f| f.level).max().unwrap_or(0).saturating_add(1);
-        let mut bundle = BundleWriter::new(random_bytes(self.entropy.as_ref()));
-        let entry = self.add_file(&run, schema, keys, &mut bundle, level, (lsn_lo, lsn_hi))?;
-        let bytes = self.put(bundle).await?;
-        let added = vec![Arc::new(entry)];
-        let removed: Vec<[u8; 16]> = job.inputs.iter().map(|f| f.id).collect();
-        let delta = TableDelta {
-            database: handle.database.clone(),
-            schema: TableSchema::clone(schema),
-            added_files: added.clone(),
-            removed_files: removed.clone(),
-            added_series: Vec::new(),
-        };
-        let tables = BTreeMap::from([(handle.table_id, delta)]);
-        let tenant_delta = TenantDelta { tables, streams: BTreeMap::new(), next_table_id: None };
-        let flushed_lsn = self.manifest.current().flushed_lsn;
-        self.commit(Delta { flushed_lsn, tenants: BTreeMap::from([(tenant.id, tenant_delta)]) })
-            .await?;
-        handle.compacted(&added, &removed);
-        job.inputs.iter().for_each(|file| self.garbage.file_left(file));
-        self.cache.forget(tenant.id, &removed);
-        metrics::counter!(Metric::Compactions.name()).increment(1);
-        metrics::counter!(Metric::FileBytesWritten.name(), "cause" => "compaction")
-            .increment(bytes);
-        Ok(())
     }
 
     /// Removes objects that the manifest has not named for `grace`.
@@ -376,7 +323,7 @@ impl Maintenance {
 
     /// Commits; an owner that has been replaced also stops taking writes, because nobody would
     /// ever read what it logs from now on.
-    async fn commit(&mut self, delta: Delta) -> Result<(), CommitError> {
+    pub(crate) async fn commit(&mut self, delta: Delta) -> Result<(), CommitError> {
         let done = self.manifest.commit(delta).await;
         if matches!(done, Err(CommitError::Fenced { .. })) {
             self.shared.stop();
@@ -391,6 +338,20 @@ impl Maintenance {
             keys: Arc::clone(&self.keys),
             cache: Arc::clone(&self.cache),
         }
+    }
+}
+
+/// Counts a table's flush. A file is late as a whole: late rows have files of their own, but for
+/// those of the window before the newest.
+fn note(swap: &Swap) {
+    for file in &swap.files {
+        let late = file.t_max < swap.late_to;
+        swap.handle.writes.flushed(late, file.rows, file.bytes);
+        let arrival = if late { "late" } else { "in_order" };
+        metrics::counter!(Metric::FileBytesWritten.name(), "cause" => "flush", "arrival" => arrival)
+            .increment(file.bytes);
+        metrics::counter!(Metric::FileRowsWritten.name(), "cause" => "flush", "arrival" => arrival)
+            .increment(file.rows);
     }
 }
 

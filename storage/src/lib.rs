@@ -19,6 +19,7 @@ mod memtable;
 mod merge;
 pub mod object;
 mod planted;
+mod relocate;
 mod run;
 mod scan;
 mod schema;
@@ -30,6 +31,10 @@ mod sim;
 mod snapshot;
 mod text;
 
+pub use compaction::{
+    history::{CompactionRecord, HISTORY_MAX, Reason, TableStats, TableWrites, Written},
+    level,
+};
 pub use engine::{Engine, EngineConfig, EngineStats, OpenError, Shard, SnapshotError};
 pub use flush::{FlushError, FlushReport};
 pub use gc::SweepError;

@@ -15,13 +15,25 @@ pub struct EngineLimits {
     pub flush_age: Duration,
     /// Length of a hot file's time window, ns.
     pub window_ns: i64,
-    /// Files of one window at which they are merged.
+    /// Files of one window at which they are merged, at least 2. Late files wait for twice as
+    /// many.
     pub merge_files: usize,
-    /// Rows of one merged file at most.
+    /// Rows of one merge's inputs at most.
     pub merge_rows_max: u64,
-    /// Sealed bytes of one merge's inputs at most: a merge holds its rows in memory, and rows of
-    /// long texts are large.
+    /// Sealed bytes of one merge's inputs at most.
     pub merge_bytes_max: u64,
+    /// Files of this mean size that do not overlap are left as they are, bytes.
+    pub merge_small_bytes: u64,
+    /// Days of a table are merged into 8 or 32 days of at most this many bytes.
+    pub wide_bytes_max: u64,
+    /// Sealed bytes after which a merge closes its file and begins the next: as much of its
+    /// output as it holds in memory.
+    pub merge_file_bytes: usize,
+    /// Versions over one point of time at which merging them goes before everything else.
+    pub overlap_relief: usize,
+    /// Versions over one point of time at which writes to the table wait for merges: one base, 8
+    /// late files and 12 flushes.
+    pub overlap_max: usize,
     /// How far in the future a row's time may lie, ns.
     pub future_ns: i64,
     /// Series per table.
@@ -82,8 +94,13 @@ impl Default for EngineLimits {
             flush_age: Duration::from_secs(600),
             window_ns: 2 * 3600 * 1_000_000_000,
             merge_files: 4,
-            merge_rows_max: 8 << 20,
+            merge_rows_max: 128 << 20,
             merge_bytes_max: 512 << 20,
+            merge_small_bytes: 16 << 20,
+            wide_bytes_max: 128 << 20,
+            merge_file_bytes: 64 << 20,
+            overlap_relief: 16,
+            overlap_max: 21,
             future_ns: 15 * 60 * 1_000_000_000,
             series_per_table: 1_000_000,
             tags_per_table: 256,

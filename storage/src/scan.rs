@@ -369,7 +369,7 @@ fn memory_run(
         time: request.time.clone(),
         series: request.series.as_ref().map(|s| s.as_slice()),
     };
-    let mut runs = sort_chunks(&chunks, &filter, fields, &table.series, 0)?;
+    let mut runs = sort_chunks(&chunks, &filter, fields, &table.series, |_| 0)?;
     Ok(runs.pop_first().map(|(_, run)| run))
 }
 

@@ -50,10 +50,20 @@ metrics! {
     Flushes = "millrace_flushes_total", "counter";
     /// Flushes that failed and will be tried again.
     FlushFailures = "millrace_flush_failures_total", "counter";
-    /// Compactions committed.
+    /// Compactions committed, by reason (overlap, small, late, late into base, seal).
     Compactions = "millrace_compactions_total", "counter";
-    /// Bytes of column files written, by cause (flush, compaction).
+    /// Tables with files that wait for a compaction.
+    CompactionsWaiting = "millrace_compactions_waiting", "gauge";
+    /// Bytes of column files written, by cause (flush, compaction) and arrival (in_order, late).
     FileBytesWritten = "millrace_file_bytes_written_total", "counter";
+    /// Rows of column files written, by cause (flush, compaction) and arrival (in_order, late).
+    FileRowsWritten = "millrace_file_rows_written_total", "counter";
+    /// Times that what a table took in has been written to column files, told at each compaction: rows in_order, bytes of late rows.
+    TableWriteAmplification = "millrace_table_write_amplification", "histogram";
+    /// Tables whose writes wait until merges have caught up.
+    TablesSlowed = "millrace_tables_slowed", "gauge";
+    /// Writes refused because merges of their table have to catch up.
+    WritesSlowed = "millrace_writes_slowed_total", "counter";
     /// Queries answered, by tenant and outcome.
     Queries = "millrace_queries_total", "counter";
     /// Seconds from a query's arrival to its last row.

@@ -98,6 +98,13 @@ impl BundleWriter {
         self.bytes.capacity()
     }
 
+    /// Appends a section as it is sealed already, under its own id.
+    pub(crate) fn copy(&mut self, section_id: [u8; 16], sealed: &[u8]) -> SectionRef {
+        let offset = self.bytes.len() as u64;
+        self.bytes.extend_from_slice(sealed);
+        SectionRef { object: self.object, section_id, offset, len: sealed.len() as u64 }
+    }
+
     /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()

@@ -27,9 +27,10 @@ use super::{
     decimal,
     delta::{self, Layout},
     hybrid,
+    layout::{COARSEST_NS, Layout},
     writer::{FileProfile, WriteFileError},
 };
-use crate::run::SeriesSpan;
+use crate::run::{Run, SeriesSpan};
 
 /// Rows of a page: one DataFusion batch.
 const PAGE_ROWS: usize = 8192;
@@ -72,27 +73,45 @@ impl<'a> Column<'a> {
         Ok(Self { ty, data: Data::Series(spans) })
     }
 
-    /// `time`, in the coarsest unit that says the same.
-    pub(super) fn time(time: &ArrayRef) -> Result<Self, ParquetError> {
-        let values = time.as_primitive::<TimestampNanosecondType>().values();
-        let whole = |unit: i64| values.iter().all(|t| t % unit == 0);
-        let (unit, divisor) = match () {
-            () if whole(1_000_000) => (TimeUnit::MILLIS, 1_000_000),
-            () if whole(1_000) => (TimeUnit::MICROS, 1_000),
-            () => (TimeUnit::NANOS, 1),
+    /// The layout that says all of the run's values: the unit no coarser than `wanted`'s, the
+    /// scales no smaller, doubles where it wants doubles.
+    pub(super) fn layout(run: &Run, wanted: &Layout) -> Layout {
+        let time = run.batch.column(0).as_primitive::<TimestampNanosecondType>().values();
+        let whole = |unit: &i64| *unit <= wanted.unit_ns && time.iter().all(|t| t % unit == 0);
+        let unit_ns = [COARSEST_NS, 1_000].into_iter().find(whole).unwrap_or(1);
+        let fields = run.field_ids.iter().zip(run.batch.columns().iter().skip(1));
+        let floats = fields.filter(|(_, array)| *array.data_type() == DataType::Float64);
+        let scales = floats.map(|(id, array)| {
+            let wanted = wanted.scales.get(id).copied().unwrap_or(Some(0));
+            (*id, wanted.and_then(|at_least| scale(array, at_least)))
+        });
+        Layout { unit_ns, scales: scales.collect() }
+    }
+
+    /// `time`, in units of so many nanoseconds, in which it must be whole.
+    pub(super) fn time(time: &ArrayRef, unit_ns: i64) -> Result<Self, ParquetError> {
+        let unit = match unit_ns {
+            1_000_000 => TimeUnit::MILLIS,
+            1_000 => TimeUnit::MICROS,
+            _ => TimeUnit::NANOS,
         };
         let logical = LogicalType::timestamp(true, unit);
         let ty = leaf("time", 2, PhysicalType::INT64, Some(logical), Repetition::REQUIRED)?;
-        Ok(Self { ty, data: Data::Time(Arc::clone(time), divisor) })
+        Ok(Self { ty, data: Data::Time(Arc::clone(time), unit_ns) })
     }
 
-    /// A field.
-    pub(super) fn field(name: &str, id: u32, array: &ArrayRef) -> Result<Self, WriteFileError> {
+    /// A field. Floats are decimals of `at_scale` if there is one, which must say all of them.
+    pub(super) fn field(
+        name: &str,
+        id: u32,
+        array: &ArrayRef,
+        at_scale: Option<u8>,
+    ) -> Result<Self, WriteFileError> {
         let array = Arc::clone(array);
         let (physical, logical, data) = match array.data_type() {
             DataType::Int64 => (PhysicalType::INT64, None, Data::Int(array)),
             DataType::UInt64 => (PhysicalType::INT64, Some(unsigned()), Data::Unsigned(array)),
-            DataType::Float64 => match scale(&array) {
+            DataType::Float64 => match at_scale {
                 Some(scale) => {
                     let (s, p) = (i32::from(scale), i32::from(decimal::PRECISION));
                     let logical = LogicalType::decimal(s, p);
@@ -194,11 +213,11 @@ fn leaf(
     ))
 }
 
-/// The scale at which every value of the column is a decimal.
-fn scale(array: &ArrayRef) -> Option<u8> {
+/// The scale, at least `at_least`, at which every value of the column is a decimal.
+fn scale(array: &ArrayRef, at_least: u8) -> Option<u8> {
     let values = array.as_primitive::<Float64Type>().values();
     let mut scratch = Vec::new();
-    let (mut scale, mut from, mut since) = (0, 0, 0);
+    let (mut scale, mut from, mut since) = (at_least, 0, 0);
     // Piece by piece, round about, until a whole round has passed at one scale.
     while since < values.len() {
         let to = (from + PAGE_ROWS).min(values.len());

@@ -39,6 +39,7 @@ use super::{
     bundle::SectionRef,
     decimal,
     directory::{DirectoryError, SeriesDirectory},
+    layout::Layout,
 };
 use crate::scan::{arrow_type, time_type};
 
@@ -332,9 +333,31 @@ impl ColumnFile {
             .map_err(|source| ColumnFileError::Columns { section: section(), source })
     }
 
+    /// How the file says times and floats.
+    pub(crate) fn layout(&self) -> Layout {
+        let mut layout = Layout::default();
+        for (id, place) in &self.columns {
+            match self.metadata.schema().fields().get(*place).map(|f| f.data_type()) {
+                Some(DataType::Timestamp(TimeUnit::Microsecond, _)) => layout.unit_ns = 1_000,
+                Some(DataType::Timestamp(TimeUnit::Nanosecond, _)) => layout.unit_ns = 1,
+                Some(DataType::Float64) => drop(layout.scales.insert(*id, None)),
+                Some(DataType::Decimal64(_, scale)) => {
+                    drop(layout.scales.insert(*id, u8::try_from(*scale).ok()));
+                }
+                _ => {}
+            }
+        }
+        layout
+    }
+
     /// Stable ids of the columns that the file has, `time` among them.
     pub(crate) fn column_ids(&self) -> impl Iterator<Item = u32> {
         self.columns.iter().map(|c| c.0)
+    }
+
+    /// Whether the file has a column, by its stable id.
+    pub(crate) fn has_column(&self, id: u32) -> bool {
+        self.columns.iter().any(|c| c.0 == id)
     }
 
     /// Section and file, as errors name them.

@@ -1,30 +1,13 @@
-//! Encodes a run as a Parquet section and its directory.
+//! What a column file is written for and from, and a file of one run.
 //!
-//! Owns: the file as a whole: its columns, row groups and footer. The Parquet is plain and
-//! readable by any stock reader: `__sid` (u64), `time` (UTC), then the fields by name, each with
-//! its stable id as the Parquet field id. Tags are in the series section, once per series.
-//! Never: encodes a value (column.rs and below do); lets a sample decide what only all values can.
-
-use std::sync::Arc;
+//! Owns: the parts of a file before they are sealed, and why there are none.
+//! Never: decides about layout (stream.rs) or encodings (column.rs).
 
 use arrow::error::ArrowError;
-use parquet::{
-    errors::ParquetError,
-    file::{
-        properties::{WriterProperties, WriterVersion},
-        writer::SerializedFileWriter,
-    },
-    schema::types::Type,
-};
+use parquet::errors::ParquetError;
 
-use super::{
-    column::{Column, Scratch},
-    directory::SeriesDirectory,
-};
+use super::{layout::Layout, stream::ColumnFileWriter};
 use crate::{run::Run, schema::TableSchema};
-
-/// Rows of a row group at most.
-const ROW_GROUP_ROWS: usize = 1 << 20;
 
 /// What a file is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,40 +62,5 @@ pub fn write_column_file(
     schema: &TableSchema,
     profile: FileProfile,
 ) -> Result<ColumnFileParts, WriteFileError> {
-    let (t_min, t_max) = run.time_bounds().ok_or(WriteFileError::Empty)?;
-    let columns = columns(run, schema)?;
-    let mut root = Type::group_type_builder("arrow_schema");
-    root = root.with_fields(columns.iter().map(|c| Arc::clone(&c.ty)).collect());
-    let properties =
-        WriterProperties::builder().set_writer_version(WriterVersion::PARQUET_2_0).build();
-    let mut writer =
-        SerializedFileWriter::new(Vec::new(), Arc::new(root.build()?), Arc::new(properties))?;
-    let leaves = writer.schema_descr().columns().to_vec();
-    let mut scratch = Scratch::default();
-    for from in (0..run.rows()).step_by(ROW_GROUP_ROWS) {
-        let rows = from..(from + ROW_GROUP_ROWS).min(run.rows());
-        let mut group = writer.next_row_group()?;
-        for (column, leaf) in columns.iter().zip(&leaves) {
-            let (bytes, close) =
-                column.chunk(rows.clone(), Arc::clone(leaf), profile, &mut scratch)?;
-            group.append_column(&bytes, close)?;
-        }
-        group.close()?;
-    }
-    Ok(ColumnFileParts {
-        parquet: writer.into_inner()?,
-        directory: SeriesDirectory::new(run.series.clone()).encode(),
-        rows: run.rows() as u64,
-        t_min,
-        t_max,
-    })
-}
-
-fn columns<'a>(run: &'a Run, schema: &TableSchema) -> Result<Vec<Column<'a>>, WriteFileError> {
-    let mut columns = vec![Column::series(&run.series)?, Column::time(run.batch.column(0))?];
-    for (id, array) in run.field_ids.iter().zip(run.batch.columns().iter().skip(1)) {
-        let def = schema.field_by_id(*id).ok_or(WriteFileError::UnknownColumn(*id))?;
-        columns.push(Column::field(&def.name, *id, array)?);
-    }
-    Ok(columns)
+    ColumnFileWriter::begin(run.clone(), schema, profile, &Layout::default())?.finish(schema)
 }

@@ -1,177 +1,301 @@
 //! Which files to merge next: a pure function of a table's files.
 //!
-//! Invariants: inputs of a job are neighbours in version order among the files of their window,
-//! and no file of another window that overlaps them in time lies between them, so that the output
-//! can take their place (sequence-convex); a job's rows and bytes are capped.
+//! Owns: the choice and its order: too much overlap, small hot files, late files, sealed windows.
+//! Levels (level.rs): a row in order is written by its flush, once as part of its hot window,
+//! once as part of its day and once as part of 8 or 32 days: at most 4 times. Late rows stay
+//! apart on top of the base of their window, are merged among themselves in growing tiers, and
+//! go into the base only when they are a good part of it: the more often they have been merged
+//! already, the larger, so that at most 8 bytes are written for one of theirs.
+//! Invariants: one file in the place of the inputs changes no order of versions (overlap.rs); a
+//! job's rows and bytes are capped; every job makes one run of several and raises its level, but
+//! for the last tier, so that planning comes to an end.
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use super::{
+    history::Reason,
+    level,
+    overlap::{deepest, keeps_order, version},
+    territory::{Home, Territory},
+};
 use crate::{limits::EngineLimits, manifest::FileEntry};
 
-/// Files to merge into one, oldest first.
+/// Late runs over one point of time at most.
+const LATE_MAX: usize = 8;
+
+/// Files to merge.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
     /// The inputs, at least two, oldest first.
     pub inputs: Vec<Arc<FileEntry>>,
+    /// Level of the outputs.
+    pub level: u8,
+    /// Why.
+    pub reason: Reason,
 }
 
-/// The first job worth doing, if any: windows with most files first.
-pub(crate) fn plan(files: &[Arc<FileEntry>], limits: &EngineLimits) -> Option<Job> {
-    let mut windows: BTreeMap<i64, Vec<Arc<FileEntry>>> = BTreeMap::new();
-    for file in files {
-        let window = file.t_min.div_euclid(limits.window_ns.max(1));
-        windows.entry(window).or_default().push(Arc::clone(file));
+impl Job {
+    /// Sealed bytes of the inputs.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.inputs.iter().map(|f| f.bytes).sum()
     }
-    let mut windows: Vec<_> = windows.into_values().collect();
-    windows.sort_by_key(|w| std::cmp::Reverse(w.len()));
-    windows.into_iter().find_map(|mut window| {
-        window.sort_by_key(|f| (f.lsn_hi, f.lsn_lo));
-        job_in(&window, limits).filter(|job| is_convex(job, files))
-    })
 }
 
-/// Whether every file that stays and overlaps the job in time is wholly older or wholly newer.
-/// Files of one window always are; files written with other window lengths may not be.
-fn is_convex(job: &Job, files: &[Arc<FileEntry>]) -> bool {
-    let lo = job.inputs.iter().map(|f| f.lsn_lo).min().unwrap_or(0);
-    let hi = job.inputs.iter().map(|f| f.lsn_hi).max().unwrap_or(0);
-    let t_min = job.inputs.iter().map(|f| f.t_min).min().unwrap_or(0);
-    let t_max = job.inputs.iter().map(|f| f.t_max).max().unwrap_or(0);
-    files.iter().filter(|f| !job.inputs.iter().any(|i| i.id == f.id)).all(|f| {
-        let overlaps = f.t_min <= t_max && f.t_max >= t_min;
-        !overlaps || f.lsn_hi <= lo || f.lsn_hi >= hi
-    })
+/// Files of one version and level in one window: a flush's, or what one merge wrote side by side.
+#[derive(Debug, Default)]
+struct Run {
+    files: Vec<Arc<FileEntry>>,
+    level: u8,
+    bytes: u64,
+    rows: u64,
 }
 
-/// The longest run of neighbours that stays under the caps, if it has enough files.
-fn job_in(window: &[Arc<FileEntry>], limits: &EngineLimits) -> Option<Job> {
-    let wanted = limits.merge_files.max(2);
-    let mut best: &[Arc<FileEntry>] = &[];
-    for start in 0..window.len() {
-        let (mut rows, mut bytes) = (0u64, 0u64);
-        let run = window.get(start..).unwrap_or_default();
-        let len = run
-            .iter()
-            .take_while(|f| {
-                rows = rows.saturating_add(f.rows);
-                bytes = bytes.saturating_add(f.bytes);
-                rows <= limits.merge_rows_max && bytes <= limits.merge_bytes_max
-            })
-            .count();
-        if len > best.len() {
-            best = run.get(..len).unwrap_or_default();
+struct Table<'a> {
+    files: &'a [Arc<FileEntry>],
+    limits: &'a EngineLimits,
+    territory: Territory,
+    /// By window, oldest first.
+    homes: BTreeMap<Home, Vec<Run>>,
+}
+
+/// The first job worth doing, if any. `now` in ns since 1970.
+pub(crate) fn plan(files: &[Arc<FileEntry>], limits: &EngineLimits, now: i64) -> Option<Job> {
+    if files.len() < 2 {
+        return None;
+    }
+    let table = Table::new(files, limits, now);
+    table.relief().or_else(|| table.hot()).or_else(|| table.late()).or_else(|| table.seal())
+}
+
+/// How many late files of one tier, told by how often they have been merged, make a merge.
+fn fan(merges: u8, limits: &EngineLimits) -> usize {
+    let files = limits.merge_files.max(2);
+    match merges {
+        0 => files.saturating_mul(2),
+        1 => files,
+        2 => (files - 1).max(2),
+        _ => 2,
+    }
+}
+
+/// How many bytes of base one late byte may drag along when it has been merged `merges` times:
+/// flush, those merges, this one and that of the longer window make at most 8 together.
+fn drag(merges: u8) -> u64 {
+    u64::from(5u8.saturating_sub(merges)).clamp(1, 4)
+}
+
+impl<'a> Table<'a> {
+    fn new(files: &'a [Arc<FileEntry>], limits: &'a EngineLimits, now: i64) -> Self {
+        let newest = files.iter().map(|f| f.t_max).max().unwrap_or(now).min(now);
+        let territory = Territory::new(files, limits, newest);
+        let mut by_version: BTreeMap<(Home, (u64, u64), u8), Run> = BTreeMap::new();
+        for file in files {
+            let home = territory.home(file.t_min, file.t_max);
+            let run = by_version.entry((home, version(file), file.level)).or_default();
+            run.level = file.level;
+            run.bytes += file.bytes;
+            run.rows += file.rows;
+            run.files.push(Arc::clone(file));
         }
+        let mut homes: BTreeMap<Home, Vec<Run>> = BTreeMap::new();
+        for ((home, _, _), run) in by_version {
+            homes.entry(home).or_default().push(run);
+        }
+        Self { files, limits, territory, homes }
     }
-    (best.len() >= wanted).then(|| Job { inputs: best.to_vec() })
-}
 
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
+    fn in_caps(&self, runs: &[&Run]) -> bool {
+        runs.iter().map(|r| r.rows).sum::<u64>() <= self.limits.merge_rows_max
+            && runs.iter().map(|r| r.bytes).sum::<u64>() <= self.limits.merge_bytes_max
+    }
 
-    use millrace_protocol::ids::TenantId;
-    use proptest::prelude::*;
+    /// The job, if it is one: several versions, within the caps, in an order that stays.
+    fn job(&self, runs: &[&Run], level: u8, reason: Reason) -> Option<Job> {
+        if runs.len() < 2 || !self.in_caps(runs) {
+            return None;
+        }
+        let mut inputs: Vec<Arc<FileEntry>> =
+            runs.iter().flat_map(|r| r.files.iter().cloned()).collect();
+        inputs.sort_by_key(|f| version(f));
+        let refs: Vec<&FileEntry> = inputs.iter().map(AsRef::as_ref).collect();
+        let left = self.files.iter().map(AsRef::as_ref);
+        let left = left.filter(|f: &&FileEntry| !refs.iter().any(|i| i.id == f.id));
+        keeps_order(&refs, left).then_some(Job { inputs, level, reason })
+    }
 
-    use super::*;
-    use crate::{
-        column_file::bundle::SectionRef,
-        manifest::{
-            Delta, Manifest, TableDelta, TableManifest, TenantDelta, TenantManifest, invariants,
-        },
-        schema::TableSchema,
-    };
+    /// Whether merging brings something: files that are small, or that lie over one another.
+    fn worth(&self, runs: &[&Run]) -> bool {
+        let bytes: u64 = runs.iter().map(|r| r.bytes).sum();
+        if bytes / (runs.len() as u64).max(1) < self.limits.merge_small_bytes {
+            return true;
+        }
+        let files: Vec<_> = runs.iter().flat_map(|r| r.files.iter().cloned()).collect();
+        deepest(&files).0 >= self.limits.merge_files.max(2)
+    }
 
-    const TENANT: TenantId = TenantId([1; 16]);
-
-    fn file(id: u8, lsn: u64, t_min: i64, span: i64, size: u64) -> Arc<FileEntry> {
-        let section = SectionRef { object: [id; 16], section_id: [id; 16], offset: 0, len: 1 };
-        Arc::new(FileEntry {
-            id: [id; 16],
-            table_id: 1,
-            parquet: section.clone(),
-            directory: section,
-            level: 0,
-            t_min,
-            t_max: t_min + span,
-            rows: size,
-            lsn_lo: lsn,
-            lsn_hi: lsn,
-            bytes: size,
+    /// The longest possible merge of neighbours among `runs`, of at least `least`.
+    fn longest(&self, runs: &[&Run], least: usize, level: u8, reason: Reason) -> Option<Job> {
+        (least..=runs.len()).rev().find_map(|len| {
+            runs.windows(len).find_map(|part| {
+                if self.worth(part) { self.job(part, level, reason) } else { None }
+            })
         })
     }
 
-    fn limits() -> EngineLimits {
-        EngineLimits {
-            window_ns: 10,
-            merge_files: 2,
-            merge_rows_max: 100,
-            merge_bytes_max: 100,
-            ..EngineLimits::default()
+    /// Too many versions over one point of time, or too many late ones.
+    fn relief(&self) -> Option<Job> {
+        let (depth, at) = deepest(self.files);
+        if depth >= self.limits.overlap_relief.max(2)
+            && let Some(job) = self.relieve(at, 0)
+        {
+            return Some(job);
         }
+        let late: Vec<_> = self.files.iter().filter(|f| f.level > level::LATE).cloned().collect();
+        let (depth, at) = deepest(&late);
+        if depth > LATE_MAX { self.relieve(at, level::LATE + 1) } else { None }
     }
 
-    /// Commits the job as the flush does; the invariants panic if it is not convex.
-    fn commit(files: &[Arc<FileEntry>], job: &Job) {
-        let schema = TableSchema::new(1, "t");
-        let table = TableManifest {
-            database: "d".into(),
-            schema: schema.clone(),
-            files: files.to_vec(),
-            series_sections: Vec::new(),
+    /// The merge of runs of `least` level and above over a point of time that costs least for
+    /// each version that it saves.
+    fn relieve(&self, at: i64, least: u8) -> Option<Job> {
+        let covers = |run: &&Run| {
+            run.level >= least && run.files.iter().any(|f| f.t_min <= at && f.t_max >= at)
         };
-        let tenant =
-            TenantManifest { tables: BTreeMap::from([(1, table)]), ..TenantManifest::default() };
-        let now = Manifest {
-            flushed_lsn: u64::MAX,
-            tenants: BTreeMap::from([(TENANT, Arc::new(tenant))]),
-            ..Manifest::default()
-        };
-        let edge = |f: fn(&FileEntry) -> i64| job.inputs.iter().map(move |i| f(i));
-        let mut merged = FileEntry::clone(&file(255, 0, 0, 0, 1));
-        merged.t_min = edge(|f| f.t_min).min().unwrap();
-        merged.t_max = edge(|f| f.t_max).max().unwrap();
-        merged.lsn_lo = job.inputs.iter().map(|f| f.lsn_lo).min().unwrap();
-        merged.lsn_hi = job.inputs.iter().map(|f| f.lsn_hi).max().unwrap();
-        let change = TableDelta {
-            database: "d".into(),
-            schema,
-            added_files: vec![Arc::new(merged)],
-            removed_files: job.inputs.iter().map(|f| f.id).collect(),
-            added_series: Vec::new(),
-        };
-        let tenant =
-            TenantDelta { tables: BTreeMap::from([(1, change)]), ..TenantDelta::default() };
-        let delta = Delta { flushed_lsn: u64::MAX, tenants: BTreeMap::from([(TENANT, tenant)]) };
-        invariants::check(&now, &delta).unwrap();
-    }
-
-    proptest! {
-        #[test]
-        fn d2_every_planned_merge_is_sequence_convex_and_within_the_caps(
-            shapes in proptest::collection::vec((0i64..30, 0i64..25, 1u64..60), 1..12)
-        ) {
-            let files: Vec<_> = shapes
-                .iter()
-                .zip(1u8..)
-                .map(|((t, span, size), id)| file(id, u64::from(id), *t, *span, *size))
-                .collect();
-            if let Some(job) = plan(&files, &limits()) {
-                prop_assert!(job.inputs.len() >= 2);
-                prop_assert!(job.inputs.iter().map(|f| f.bytes).sum::<u64>() <= 100);
-                prop_assert!(job.inputs.is_sorted_by_key(|f| f.lsn_hi), "oldest first");
-                commit(&files, &job);
+        let mut runs: Vec<&Run> = self.homes.values().flatten().filter(covers).collect();
+        runs.sort_by_key(|r| r.files.first().map(|f| version(f)));
+        let mut found: Option<(u64, Job)> = None;
+        for len in 2..=runs.len() {
+            for part in runs.windows(len) {
+                let highest = part.iter().map(|r| r.level).max().unwrap_or(0);
+                let level = match highest {
+                    level::L0 => level::HOT,
+                    level::HOT => level::DAY,
+                    _ if part.iter().any(|r| level::is_base(r.level)) => {
+                        let bases = part.iter().map(|r| r.level).filter(|l| level::is_base(*l));
+                        bases.max().unwrap_or(level::DAY)
+                    }
+                    late => level::late_above(late),
+                };
+                let bytes: u64 = part.iter().map(|r| r.bytes).sum();
+                let cost = bytes / (len as u64 - 1);
+                if found.as_ref().is_none_or(|(best, _)| cost < *best)
+                    && let Some(job) = self.job(part, level, Reason::Overlap)
+                {
+                    found = Some((cost, job));
+                }
             }
         }
+        found.map(|(_, job)| job)
     }
 
-    #[test]
-    fn small_files_of_a_window_are_merged_and_large_ones_left() {
-        let files: Vec<_> = [(1, 10), (2, 90), (3, 20), (4, 30)]
-            .map(|(id, n)| file(id, u64::from(id), 0, 5, n))
-            .to_vec();
-        let job = plan(&files, &limits()).unwrap();
-        let ids: Vec<u8> = job.inputs.iter().map(|f| f.id[0]).collect();
-        assert_eq!(ids, [1, 2]);
-        assert!(plan(&files[1..2], &limits()).is_none());
+    /// Flushes of a hot window.
+    fn hot(&self) -> Option<Job> {
+        let hot = self.homes.iter().filter(|(home, _)| self.territory.is_hot(**home));
+        let mut windows: Vec<Vec<&Run>> =
+            hot.map(|(_, runs)| runs.iter().filter(|r| r.level == level::L0).collect()).collect();
+        windows.sort_by_key(|runs: &Vec<&Run>| std::cmp::Reverse(runs.len()));
+        let least = self.limits.merge_files.max(2);
+        windows.iter().find_map(|runs| self.longest(runs, least, level::HOT, Reason::Small))
+    }
+
+    /// Late files: among themselves, or into the base that they touch.
+    fn late(&self) -> Option<Job> {
+        let old = self.homes.iter().filter(|(home, _)| !self.territory.is_hot(**home));
+        old.into_iter().find_map(|(_, runs)| {
+            (0..=level::LATE_MERGES_MAX).find_map(|merges| self.late_tier(runs, merges))
+        })
+    }
+
+    fn late_tier(&self, runs: &[Run], merges: u8) -> Option<Job> {
+        let in_tier = |run: &&Run| match merges {
+            0 => run.level == level::L0,
+            _ => run.level == level::LATE + merges,
+        };
+        let tier: Vec<&Run> = runs.iter().filter(in_tier).collect();
+        let least = fan(merges, self.limits);
+        if tier.len() < least {
+            return None;
+        }
+        if merges > 0
+            && let Some(job) = self.into_base(runs)
+        {
+            return Some(job);
+        }
+        let above = level::late_above(level::LATE + merges);
+        // Before there is a base, the files of a window are in order, or late and few.
+        let based = runs.iter().any(|r| level::is_base(r.level));
+        self.longest(&tier, least, above, if based { Reason::Late } else { Reason::Small })
+    }
+
+    /// Everything late of a window into the part of its base that it touches, if it is enough.
+    fn into_base(&self, runs: &[Run]) -> Option<Job> {
+        let late: Vec<&Run> = runs.iter().filter(|r| !level::is_base(r.level)).collect();
+        let meets = |base: &&Run| {
+            let meet = |b: &FileEntry, r: &Run| r.files.iter().any(|f| super::overlap::meet(b, f));
+            base.files.iter().any(|b| late.iter().any(|r| meet(b, r)))
+        };
+        let touched: Vec<&Run> =
+            runs.iter().filter(|r| level::is_base(r.level)).filter(meets).collect();
+        let base_bytes: u64 = touched.iter().map(|r| r.bytes).sum();
+        let late_bytes: u64 = late.iter().map(|r| r.bytes).sum();
+        let merges = late.iter().map(|r| level::late_merges(r.level)).max().unwrap_or(0);
+        if touched.is_empty() || base_bytes > late_bytes.saturating_mul(drag(merges)) {
+            return None;
+        }
+        let level = touched.iter().map(|r| r.level).max().unwrap_or(level::DAY);
+        let mut all = touched;
+        all.extend(late);
+        self.job(&all, level, Reason::LateIntoBase)
+    }
+
+    /// Windows for which no more rows in order are to come.
+    fn seal(&self) -> Option<Job> {
+        self.seal_wide().or_else(|| self.seal_days())
+    }
+
+    fn seal_days(&self) -> Option<Job> {
+        let least = self.limits.merge_files.max(2);
+        self.homes.iter().find_map(|(home, runs)| {
+            let based = runs.iter().any(|r| level::is_base(r.level));
+            if based || home.0 > self.territory.day() || !self.territory.sealed(*home) {
+                return None;
+            }
+            let runs: Vec<&Run> = runs.iter().collect();
+            let wanted = runs.len() >= least && self.worth(&runs);
+            if wanted { self.job(&runs, level::DAY, Reason::Seal) } else { None }
+        })
+    }
+
+    /// Small days into a longer window, once.
+    fn seal_wide(&self) -> Option<Job> {
+        let least = self.limits.merge_files.max(2);
+        let max = self.limits.wide_bytes_max;
+        let [days_32, days_8] = self.territory.lengths();
+        // A window of 8 days waits for its 32 days if those may become small enough.
+        for (length, level, bytes_min) in
+            [(days_32, level::DAYS_32, 0), (days_8, level::DAYS_8, max / 4)]
+        {
+            let mut windows: BTreeMap<i64, Vec<&Run>> = BTreeMap::new();
+            for ((len, start), runs) in &self.homes {
+                if *len <= length {
+                    let window = super::territory::floor(*start, length);
+                    windows.entry(window).or_default().extend(runs);
+                }
+            }
+            for (start, runs) in windows {
+                let bytes: u64 = runs.iter().map(|r| r.bytes).sum();
+                let right = self.territory.sealed((length, start))
+                    && runs.len() >= least
+                    && (bytes_min..=max).contains(&bytes)
+                    && !runs.iter().any(|r| matches!(r.level, level::DAYS_8 | level::DAYS_32));
+                if right && let Some(job) = self.job(&runs, level, Reason::Seal) {
+                    return Some(job);
+                }
+            }
+        }
+        None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,6 +58,7 @@ fn delta() -> Delta {
         added_files: vec![Arc::new(file)],
         removed_files: Vec::new(),
         added_series: vec![SeriesSection { section: section(0xa3, 2200, 260), count: 2 }],
+        removed_series: Vec::new(),
     };
     let key =
         StreamKey { device: DeviceId([0xd1; 16]), stream: "cpu".parse().unwrap(), epoch: Epoch(1) };

@@ -1,10 +1,11 @@
 //! What a commit may not break, checked before it is written: a bug stops here.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use millrace_platform::invariant::{self, Broken};
 
 use super::state::{Delta, FileEntry, Manifest, TableDelta, TableManifest};
+use crate::compaction::overlap::keeps_order;
 
 /// Checks `delta` against the manifest it would change.
 pub(crate) fn check(now: &Manifest, delta: &Delta) -> Result<(), Broken> {
@@ -64,6 +65,7 @@ fn check_table(
             flushed_lsn
         )?;
     }
+    check_series(known, change)?;
     if change.removed_files.is_empty() {
         return Ok(());
     }
@@ -86,16 +88,37 @@ fn check_table(
             hi
         )?;
     }
-    for left in files.iter().filter(|f| !change.removed_files.contains(&f.id)) {
-        for added in &change.added_files {
-            let overlaps = left.t_min <= added.t_max && left.t_max >= added.t_min;
-            // Sequence-convex: what stays and overlaps in time is wholly older or wholly newer.
-            let between = left.lsn_hi > lo && left.lsn_hi < hi;
-            if overlaps && between {
-                let detail = format!("file {} lies between the inputs", hex::encode(left.id));
-                return Err(invariant::broken("D2_MERGE_IS_SEQUENCE_CONVEX", detail));
-            }
-        }
+    check_bounds(&removed, &change.added_files)?;
+    let left = files.iter().filter(|f| !change.removed_files.contains(&f.id));
+    // Sequence-convex: seen from each input that it meets, what stays is as new or old as it was.
+    if !change.added_files.is_empty() && !keeps_order(&removed, left.map(AsRef::as_ref)) {
+        let detail = format!("a file lies between inputs {lo} to {hi}");
+        return Err(invariant::broken("D2_MERGE_IS_SEQUENCE_CONVEX", detail));
     }
     Ok(())
+}
+
+/// A series section that leaves was there, and as many series enter as leave.
+fn check_series(known: Option<&TableManifest>, change: &TableDelta) -> Result<(), Broken> {
+    if change.removed_series.is_empty() {
+        return Ok(());
+    }
+    let sections = known.map(|t| t.series_sections.as_slice()).unwrap_or_default();
+    let leave = sections.iter().filter(|s| change.removed_series.contains(&s.section));
+    let (left, count) = leave.fold((0, 0), |(n, count), s| (n + 1, count + s.count));
+    let entered: u64 = change.added_series.iter().map(|s| s.count).sum();
+    let kept = left == change.removed_series.len() && entered >= count;
+    millrace_platform::invariant!(D1_SERIES_ARE_KEPT, kept, left, entered, count)
+}
+
+/// A merge makes no rows, and none outside of its inputs' times: later decisions are made from
+/// the bounds that stand here.
+fn check_bounds(removed: &[&FileEntry], added: &[Arc<FileEntry>]) -> Result<(), Broken> {
+    let rows_in: u64 = removed.iter().map(|f| f.rows).sum();
+    let rows_out: u64 = added.iter().map(|f| f.rows).sum();
+    millrace_platform::invariant!(D2_MERGE_MAKES_NO_ROWS, rows_out <= rows_in, rows_out, rows_in)?;
+    let from = removed.iter().map(|f| f.t_min).min().unwrap_or(i64::MAX);
+    let to = removed.iter().map(|f| f.t_max).max().unwrap_or(i64::MIN);
+    let inside = added.iter().all(|f| f.t_min >= from && f.t_max <= to);
+    millrace_platform::invariant!(D1_MERGE_KEEPS_ITS_BOUNDS, inside, from, to)
 }

@@ -108,6 +108,9 @@ pub struct TableDelta {
     pub removed_files: Vec<[u8; 16]>,
     /// Series that enter.
     pub added_series: Vec<SeriesSection>,
+    /// Series sections that leave: what they hold has entered elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed_series: Vec<SectionRef>,
 }
 
 /// Changes of one tenant.
@@ -147,6 +150,7 @@ impl TenantManifest {
             }
             table.files.retain(|f| !change.removed_files.contains(&f.id));
             table.files.extend(change.added_files.iter().cloned());
+            table.series_sections.retain(|s| !change.removed_series.contains(&s.section));
             table.series_sections.extend(change.added_series.iter().cloned());
             next.next_table_id = next.next_table_id.max(id.saturating_add(1));
         }

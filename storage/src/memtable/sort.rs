@@ -40,27 +40,27 @@ struct Window {
 }
 
 /// Sorts the rows of `chunks` (oldest first) that pass `filter` into runs, keyed by the start of
-/// their window. `window_ns` 0 means one window. Fields come in the order of `fields`.
+/// their window, which `window_of` a time says. Fields come in the order of `fields`.
 pub(crate) fn sort_chunks(
     chunks: &[Arc<Chunk>],
     filter: &RowFilter<'_>,
     fields: &[(u32, FieldType)],
     view: &SeriesView,
-    window_ns: i64,
+    window_of: impl Fn(i64) -> i64,
 ) -> Result<BTreeMap<i64, Run>, RunError> {
-    sorted_windows(chunks, filter, fields, view, window_ns).collect()
+    sorted_windows(chunks, filter, fields, view, window_of).collect()
 }
 
 /// The same, one window after the other: the columns of a window are gathered when it is asked
 /// for, so that a flush holds one copy of a window and not one of everything.
-pub(crate) fn sorted_windows<'a>(
+pub(crate) fn sorted_windows<'a, W: Fn(i64) -> i64>(
     chunks: &'a [Arc<Chunk>],
     filter: &RowFilter<'_>,
     fields: &'a [(u32, FieldType)],
     view: &SeriesView,
-    window_ns: i64,
-) -> impl ExactSizeIterator<Item = Result<(i64, Run), RunError>> + use<'a> {
-    let windows = place_rows(chunks, filter, view, window_ns);
+    window_of: W,
+) -> impl ExactSizeIterator<Item = Result<(i64, Run), RunError>> + use<'a, W> {
+    let windows = place_rows(chunks, filter, view, &window_of);
     windows.into_iter().map(move |(start, window)| {
         let columns = fields.iter().map(|(id, ty)| gather(chunks, *id, *ty, &window)).collect();
         let time = window.places.iter().map(|p| time_at(chunks, *p)).collect();
@@ -77,7 +77,7 @@ fn place_rows(
     chunks: &[Arc<Chunk>],
     filter: &RowFilter<'_>,
     view: &SeriesView,
-    window_ns: i64,
+    window_of: &impl Fn(i64) -> i64,
 ) -> BTreeMap<i64, Window> {
     let takes = |chunk: &Chunk, row: usize| -> Option<usize> {
         let time = *chunk.time.get(row)?;
@@ -136,7 +136,7 @@ fn place_rows(
             if !series.is_sorted_by_key(|p| time_at(chunks, *p)) {
                 series.sort_by_key(|p| time_at(chunks, *p));
             }
-            split_series(chunks, series, entry.sid, window_ns, &mut windows);
+            split_series(chunks, series, entry.sid, window_of, &mut windows);
         }
         start += count;
     }
@@ -147,11 +147,9 @@ fn split_series(
     chunks: &[Arc<Chunk>],
     places: &[Place],
     sid: millrace_protocol::ids::SeriesId,
-    window_ns: i64,
+    window_of: &impl Fn(i64) -> i64,
     windows: &mut BTreeMap<i64, Window>,
 ) {
-    let window_of =
-        |t: i64| if window_ns > 0 { t.div_euclid(window_ns).saturating_mul(window_ns) } else { 0 };
     for part in
         places.chunk_by(|a, b| window_of(time_at(chunks, *a)) == window_of(time_at(chunks, *b)))
     {

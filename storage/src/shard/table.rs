@@ -6,12 +6,16 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use arc_swap::ArcSwap;
 
 use crate::{
+    compaction::{
+        history::{TableStats, WriteCounters},
+        overlap::overlap,
+    },
     manifest::FileEntry,
     memtable::chunk::{CHUNK_ROWS, Chunk},
     schema::TableSchema,
@@ -66,6 +70,10 @@ pub(crate) struct TableHandle {
     flushed_series: AtomicUsize,
     /// How many tags the manifest's schema has.
     flushed_tags: AtomicUsize,
+    /// What its rows have cost.
+    pub writes: WriteCounters,
+    /// Whether new rows wait until merges have caught up.
+    slowed: AtomicBool,
 }
 
 impl TableHandle {
@@ -85,6 +93,8 @@ impl TableHandle {
             dictionary,
             flushed_series: AtomicUsize::new(flushed_series),
             flushed_tags: AtomicUsize::new(flushed_tags),
+            writes: WriteCounters::default(),
+            slowed: AtomicBool::new(false),
             current: ArcSwap::from_pointee(TableVersion {
                 schema: Arc::new(schema),
                 active: Vec::new(),
@@ -92,6 +102,31 @@ impl TableHandle {
                 files,
                 sealed: None,
             }),
+        }
+    }
+
+    /// Whether new rows wait until merges have caught up.
+    pub(crate) fn slowed(&self) -> bool {
+        self.slowed.load(Ordering::Acquire)
+    }
+
+    /// Lets new rows wait or not; returns what it was.
+    pub(crate) fn slow(&self, slowed: bool) -> bool {
+        self.slowed.swap(slowed, Ordering::AcqRel)
+    }
+
+    /// The table's figures now.
+    pub(crate) fn stats(&self) -> TableStats {
+        let version = self.current.load();
+        TableStats {
+            database: self.database.clone(),
+            table: version.schema.name.clone(),
+            files: version.files.len(),
+            rows: version.files.iter().map(|f| f.rows).sum(),
+            bytes: version.files.iter().map(|f| f.bytes).sum(),
+            overlap: overlap(&version.files),
+            slowed: self.slowed(),
+            writes: self.writes.get(),
         }
     }
 

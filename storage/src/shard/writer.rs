@@ -193,6 +193,9 @@ impl From<WalError> for WriteError {
     }
 }
 
+/// Why a write to a table whose files overlap too much is refused.
+const SLOWED: &str = "merging of this table's files has to catch up";
+
 /// What the writer knows of a table beyond what readers see.
 struct TableState {
     handle: Arc<TableHandle>,
@@ -457,6 +460,14 @@ impl ShardWriter {
         }
         for batch in &request.tables {
             batch.check()?;
+        }
+        let slowed = |batch: &TableBatch| {
+            let name = (request.database.clone(), batch.table.clone());
+            tenant.tables.get(&name).is_some_and(|t| t.handle.slowed())
+        };
+        if request.tables.iter().any(slowed) {
+            metrics::counter!(Metric::WritesSlowed.name()).increment(1);
+            return Err(WriteError::Busy(SLOWED));
         }
         let mut tables = Vec::with_capacity(request.tables.len());
         let mut ordinals = Vec::with_capacity(request.tables.len());

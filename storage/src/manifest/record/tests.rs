@@ -85,13 +85,15 @@ fn file() -> impl Strategy<Value = Arc<FileEntry>> {
 fn table() -> impl Strategy<Value = TableDelta> {
     let series =
         (section(), any::<u64>()).prop_map(|(section, count)| SeriesSection { section, count });
-    (any::<String>(), schema(), vec(file(), 0..3), vec(series, 0..3)).prop_map(
-        |(database, schema, added_files, added_series)| TableDelta {
+    let left = vec(section(), 0..2);
+    (any::<String>(), schema(), vec(file(), 0..3), vec(series, 0..3), left).prop_map(
+        |(database, schema, added_files, added_series, removed_series)| TableDelta {
             database,
             schema,
             added_files,
             removed_files: Vec::new(),
             added_series,
+            removed_series,
         },
     )
 }
