@@ -25,7 +25,7 @@ use super::{
     choose::{self, DICTIONARY_MAX, Floats, Whole},
     chunk::{Chunk, Codec, Compressors},
     decimal,
-    delta::{self, Layout},
+    delta,
     hybrid,
     layout::{COARSEST_NS, Layout},
     writer::{FileProfile, WriteFileError},
@@ -355,7 +355,7 @@ impl Job {
         }
         let (layout, codec) = match choice {
             Whole::Delta(layout, codec) => (layout, codec),
-            Whole::Dictionary => (Layout::Narrow, Codec::Zstd),
+            Whole::Dictionary => (delta::Layout::Narrow, Codec::Zstd),
         };
         let nullable = self.nullable();
         let mut chunk = Chunk::new(self.descr, codec, &mut scratch.compressors);
