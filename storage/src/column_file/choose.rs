@@ -80,16 +80,16 @@ pub(super) fn whole(values: &[i64], compressors: &mut Compressors) -> Result<Who
         page.clear();
         delta::encode(&mut page, stretch, Layout::Narrow);
         packed += page.len();
-        packed_zstd += zstd_len(&page, compressors)?;
+        packed_zstd += len(&page, Codec::Zstd, compressors)?;
         page.clear();
         delta::encode(&mut page, stretch, layout);
-        bytes_zstd += zstd_len(&page, compressors)?;
+        bytes_zstd += len(&page, Codec::ZstdBytes, compressors)?;
     }
     let mut best = (packed, narrow);
     // Packed bits of noise do not shrink, those of leaps between constants do.
     let dearer = [
         (packed_zstd, Whole::Delta(Layout::Narrow, Codec::Zstd)),
-        (bytes_zstd, Whole::Delta(layout, Codec::Zstd)),
+        (bytes_zstd, Whole::Delta(layout, Codec::ZstdBytes)),
     ];
     for (size, choice) in dearer {
         let priced = size * (100 + MARGIN) / 100;
@@ -115,8 +115,8 @@ fn dictionary(stretches: &[&[i64]], taken: usize, all: usize) -> usize {
     share + taken * bits(distinct.len() as u64 - 1).max(1) / 8
 }
 
-fn zstd_len(page: &[u8], compressors: &mut Compressors) -> Result<usize, ParquetError> {
-    Ok(compressors.compress(page, Codec::Zstd)?.map_or(page.len(), |small| small.len()))
+fn len(page: &[u8], codec: Codec, compressors: &mut Compressors) -> Result<usize, ParquetError> {
+    Ok(compressors.compress(page, codec)?.map_or(page.len(), |small| small.len()))
 }
 
 /// Chooses for floats that are no decimals.
@@ -133,9 +133,6 @@ pub(super) fn floats(
     }
     let stretch = sample(values)[0];
     let plain = plain(stretch);
-    let size = |page: &[u8], codec, compressors: &mut Compressors| {
-        Ok::<_, ParquetError>(compressors.compress(page, codec)?.map_or(page.len(), |s| s.len()))
-    };
     let codec = profile.codec();
     let mut best = (plain.len(), Floats::Plain(Codec::Plain));
     let mut better = |size: usize, choice| {
@@ -143,9 +140,9 @@ pub(super) fn floats(
             best = (size, choice);
         }
     };
-    better(size(&plain, codec, compressors)?, Floats::Plain(codec));
+    better(len(&plain, codec, compressors)?, Floats::Plain(codec));
     if profile == FileProfile::Merged {
-        better(size(&split(stretch), codec, compressors)?, Floats::Split(codec));
+        better(len(&split(stretch), codec, compressors)?, Floats::Split(codec));
     }
     Ok(best.1)
 }
