@@ -163,13 +163,14 @@ impl<'a> Table<'a> {
         };
         let mut runs: Vec<&Run> = self.homes.values().flatten().filter(covers).collect();
         runs.sort_by_key(|r| r.files.first().map(|f| version(f)));
+        let hot = self.territory.is_hot(self.territory.home(at, at));
         let mut found: Option<(u64, Job)> = None;
         for len in 2..=runs.len() {
             for part in runs.windows(len) {
                 let highest = part.iter().map(|r| r.level).max().unwrap_or(0);
                 let level = match highest {
-                    level::L0 => level::HOT,
-                    level::HOT => level::DAY,
+                    level::L0 if hot => level::HOT,
+                    level::HOT if hot => level::DAY,
                     _ if part.iter().any(|r| level::is_base(r.level)) => {
                         let bases = part.iter().map(|r| r.level).filter(|l| level::is_base(*l));
                         bases.max().unwrap_or(level::DAY)

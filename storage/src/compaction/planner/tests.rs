@@ -24,7 +24,7 @@ fn limits() -> EngineLimits {
         merge_rows_max: 1_000,
         merge_bytes_max: 10_000,
         wide_bytes_max: 2_000,
-        overlap_relief: 5,
+        overlap_relief: 7,
         ..EngineLimits::default()
     }
 }
@@ -170,9 +170,9 @@ fn late_files_that_do_not_touch_a_base_leave_it_alone() {
 
 #[test]
 fn too_much_overlap_goes_before_everything_else() {
-    let mut files: Vec<_> = (1..6).map(|id| file(id, level::LATE + 1, (5, 300), id, 10)).collect();
-    files.push(file(6, level::L0, (1000, 1001), 6, 1));
-    files.push(file(7, level::L0, (1000, 1001), 7, 1));
+    let mut files: Vec<_> = (1..8).map(|id| file(id, level::LATE + 1, (5, 300), id, 10)).collect();
+    files.push(file(16, level::L0, (1000, 1001), 16, 1));
+    files.push(file(17, level::L0, (1000, 1001), 17, 1));
     let job = plan(&files, &limits(), NOW).unwrap();
     assert_eq!(job.reason, Reason::Overlap);
 }
