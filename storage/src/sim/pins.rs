@@ -16,7 +16,12 @@ fn objects(w: &World) -> usize {
 
 #[test]
 fn d1_files_of_a_held_snapshot_are_not_removed_however_long_it_is_held() {
-    let mut w = World::seeded(6);
+    held_snapshot(6);
+}
+
+/// A snapshot is held while its files are merged away and swept.
+pub fn held_snapshot(seed: u64) {
+    let mut w = World::seeded(seed);
     w.open().unwrap();
     // The first flushes also store the series, which stay; the later ones hold rows alone.
     for _ in 0..8 {

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use millrace_platform::sim::disk::Faults;
 
-use super::{crash, fork, machine::Machine, schedule, world::World, zombie};
+use super::{crash, fork, machine::Machine, pins, schedule, world::World, zombie};
 use crate::planted::{self, Bug};
 
 /// Runs the suite's schedules until one of them fails; the bug must be caught within `seeds`.
@@ -54,7 +54,6 @@ caught_by_schedules!(
     d2_dedup_takes_older_is_caught = DedupTakesOlder,
     d2_null_fill_dropped_is_caught = NullFillDropped,
     d1_merge_drops_field_is_caught = MergeDropsField,
-    d1_pin_ignored_is_caught = PinIgnored,
     d1_series_are_garbage_is_caught = SeriesAreGarbage,
     d1_checkpoint_incomplete_is_caught = CheckpointIncomplete,
     d1_columns_lost_on_replay_is_caught = ColumnsLostOnReplay,
@@ -86,6 +85,13 @@ fn d1_replay_error_swallowed_is_caught() {
 fn d1_epoch_check_skipped_is_caught() {
     caught("epoch check skipped", 1000, |s| {
         planted::with(Bug::EpochCheckSkipped, || zombie::schedule(&mut World::seeded(s)));
+    });
+}
+
+#[test]
+fn d1_pin_ignored_is_caught() {
+    caught("pin ignored", 1000, |s| {
+        planted::with(Bug::PinIgnored, || pins::held_snapshot(6 + s));
     });
 }
 
