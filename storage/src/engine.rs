@@ -612,13 +612,13 @@ impl Engine {
 
     /// Figures of a tenant's tables: files, overlap, and what its rows have cost.
     pub fn table_stats(&self, tenant: TenantId) -> Vec<TableStats> {
-        table_stats(&self.shared, tenant)
+        table_stats(&self.running.load().shared, tenant)
     }
 
     /// The last merges of a tenant's tables, oldest first; at most
     /// [`crate::HISTORY_MAX`].
     pub fn compactions(&self, tenant: TenantId) -> Vec<CompactionRecord> {
-        self.shared.tenant(tenant).map(|t| t.history.all()).unwrap_or_default()
+        self.running.load().shared.tenant(tenant).map(|t| t.history.all()).unwrap_or_default()
     }
 
     /// Forgets cached files of a tenant whose keys were destroyed.

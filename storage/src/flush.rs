@@ -48,6 +48,27 @@ use crate::{
 /// Bytes for each row of a flush's plan of where it goes: in series order, then by window.
 const PLACE_BYTES: usize = 16;
 
+/// A flush sorts and encodes at most this part of the memory budget at once: the copy, its encoded
+/// form and that sealed are there at the same time.
+const FLUSH_PART: usize = 12;
+
+/// Cuts chunks, oldest first, into parts of about `bytes`. The parts of a flush are files whose
+/// log positions do not overlap, as if there had been several flushes.
+fn parts(chunks: &[Arc<Chunk>], bytes: usize) -> impl Iterator<Item = &[Arc<Chunk>]> {
+    let mut rest = chunks;
+    std::iter::from_fn(move || {
+        let mut held = 0;
+        let fits = rest.iter().take_while(|chunk| {
+            let first = held == 0;
+            held += chunk.bytes;
+            first || held <= bytes
+        });
+        let (part, after) = rest.split_at_checked(fits.count())?;
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
 /// Why a flush or a merge did not happen. Nothing is lost: the rows stay in memory and in the
 /// log, and the job is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -207,39 +228,38 @@ impl Maintenance {
                 continue;
             }
             let schema = columns.schema;
-            let lsn_lo = chunks.iter().map(|c| c.lsn.start).min().unwrap_or(0);
-            let lsn_hi = chunks.iter().map(|c| c.lsn.end).max().unwrap_or(1) - 1;
             let fields: Vec<(u32, FieldType)> =
                 schema.fields.iter().map(|f| (f.id, f.ty)).collect();
             let all = RowFilter { time: i64::MIN..i64::MAX, series: None };
-            let rows: usize = chunks.iter().skip(lost).map(|c| c.rows()).sum();
-            let _places = self.hold(rows * PLACE_BYTES);
             let newest = |files: &mut dyn Iterator<Item = i64>| files.max().unwrap_or(i64::MIN);
             let known = newest(&mut version.files.iter().map(|f| f.t_max));
             let now = known.max(newest(&mut chunks.iter().map(|c| c.t_max)));
             let territory = Territory::new(&version.files, &self.limits, now);
             let mut files = Vec::new();
             let taken = chunks.get(lost..).unwrap_or_default();
-            let windows = sorted_windows(taken, &all, &fields, &view, |t| territory.slot(t));
-            let count = windows.len();
-            for (nth, window) in windows.enumerate() {
-                let last = nth + 1 == count;
-                if planted(Bug::FlushSkipsWindow) && nth == 0 && !last {
-                    continue;
+            for part in parts(taken, self.limits.memory.total() / FLUSH_PART) {
+                let rows: usize = part.iter().map(|c| c.rows()).sum();
+                let _places = self.hold(rows * PLACE_BYTES);
+                let lsn_lo = part.iter().map(|c| c.lsn.start).min().unwrap_or(0);
+                let lsn_hi = part.iter().map(|c| c.lsn.end).max().unwrap_or(1) - 1;
+                let windows = sorted_windows(part, &all, &fields, &view, |t| territory.slot(t));
+                let count = windows.len();
+                for (nth, window) in windows.enumerate() {
+                    let last = nth + 1 == count;
+                    if planted(Bug::FlushSkipsWindow) && nth == 0 && !last {
+                        continue;
+                    }
+                    let misplaced = planted(Bug::LateFileMisplaced) && !last;
+                    let lsns = if misplaced { (1, 1) } else { (lsn_lo, lsn_hi) };
+                    let run = without_empty_columns(&window?.1);
+                    // The sorted copy, its encoded form, and that sealed.
+                    let _run = self.hold(run.batch.get_array_memory_size() * 3);
+                    let entry = self.add_file(&run, &schema, keys, bundle, 0, lsns)?;
+                    report.files += 1;
+                    report.rows += entry.rows;
+                    files.push(Arc::new(entry));
+                    written.resize(bundle.bytes_held());
                 }
-                let lsns = if planted(Bug::LateFileMisplaced) && !last {
-                    (1, 1)
-                } else {
-                    (lsn_lo, lsn_hi)
-                };
-                let run = without_empty_columns(&window?.1);
-                // The sorted copy, and its encoded form until it is sealed into the bundle.
-                let _run = self.hold(run.batch.get_array_memory_size() / 2 * 3);
-                let entry = self.add_file(&run, &schema, keys, bundle, 0, lsns)?;
-                report.files += 1;
-                report.rows += entry.rows;
-                files.push(Arc::new(entry));
-                written.resize(bundle.bytes_held());
             }
             let mut sections = Vec::new();
             for part in section::parts(&new_series, section::PART_BYTES) {

@@ -89,6 +89,8 @@ impl BundleWriter {
             return Err(BundleError::Short(sealed.len()));
         }
         let offset = self.bytes.len() as u64;
+        // Doubling would hold up to as much again for nothing.
+        self.bytes.reserve_exact(sealed.len());
         self.bytes.extend_from_slice(&sealed);
         Ok(SectionRef { object: self.object, section_id, offset, len: sealed.len() as u64 })
     }

@@ -24,9 +24,7 @@ use parquet::{
 use super::{
     choose::{self, DICTIONARY_MAX, Floats, Whole},
     chunk::{Chunk, Codec, Compressors},
-    decimal,
-    delta,
-    hybrid,
+    decimal, delta, hybrid,
     layout::{COARSEST_NS, Layout},
     writer::{FileProfile, WriteFileError},
 };
