@@ -337,15 +337,20 @@ impl ColumnFile {
     pub(crate) fn layout(&self) -> Layout {
         let mut layout = Layout::default();
         for (id, place) in &self.columns {
-            match self.metadata.schema().fields().get(*place).map(|f| f.data_type()) {
-                Some(DataType::Timestamp(TimeUnit::Microsecond, _)) => layout.unit_ns = 1_000,
-                Some(DataType::Timestamp(TimeUnit::Nanosecond, _)) => layout.unit_ns = 1,
-                Some(DataType::Float64) => drop(layout.scales.insert(*id, None)),
-                Some(DataType::Decimal64(_, scale)) => {
-                    drop(layout.scales.insert(*id, u8::try_from(*scale).ok()));
+            let scale = match self.metadata.schema().fields().get(*place).map(|f| f.data_type()) {
+                Some(DataType::Float64) => None,
+                Some(DataType::Decimal64(_, scale)) => u8::try_from(*scale).ok(),
+                Some(DataType::Timestamp(unit, _)) => {
+                    layout.unit_ns = match unit {
+                        TimeUnit::Second | TimeUnit::Millisecond => layout.unit_ns,
+                        TimeUnit::Microsecond => 1_000,
+                        TimeUnit::Nanosecond => 1,
+                    };
+                    continue;
                 }
-                _ => {}
-            }
+                _ => continue,
+            };
+            layout.scales.insert(*id, scale);
         }
         layout
     }

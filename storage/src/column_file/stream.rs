@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use arrow::{array::Array, compute::concat_batches};
+use arrow::compute::concat_batches;
 use parquet::{
     file::{
         properties::{WriterProperties, WriterVersion},
