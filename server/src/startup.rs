@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::{
     api,
-    ingest::Admission,
+    ingest::{Admission, Budgets},
     listener,
     root_key::{self, RootKey, RootKeyError},
     settings::Settings,
@@ -162,6 +162,7 @@ async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, 
         limits: EngineLimits {
             flush_bytes: settings.memtable_bytes / 3,
             memtable_bytes_max: settings.memtable_bytes,
+            series_per_day: settings.tenant_limits.series_per_day,
             ..EngineLimits::default()
         },
     };
@@ -175,6 +176,9 @@ async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, 
         }
     }
     let engine = Engine::open(config).await?;
+    for (tenant, own) in control.catalog.limited() {
+        engine.limit_new_series(tenant, own.series_per_day);
+    }
     if !made {
         durable::replace(disk, &marker, b"").map_err(io(STORED))?;
     }
@@ -239,6 +243,11 @@ pub async fn run(
         query,
         metrics,
         admission: Admission::default(),
+        budgets: Budgets::new(
+            Arc::clone(&control.clock),
+            Arc::clone(&control.catalog),
+            settings.tenant_limits,
+        ),
         seed: random_u64(control.entropy.as_ref()),
     });
     let acceptor = TcpAcceptor::bind(settings.listen)

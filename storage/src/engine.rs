@@ -44,7 +44,7 @@ use crate::{
         table::TableHandle,
         tenant::{Tables, TenantHandle},
         watermark::Watermarks,
-        writer::{Receipt, Sealed, ShardWriter, WriteError, WriteRequest},
+        writer::{Receipt, Sealed, ShardWriter, WriteError, WriteRequest, day_of},
     },
     shared::Shared,
     snapshot::{self, TenantSnapshot},
@@ -176,6 +176,7 @@ impl Shard {
             };
             let mut tables = Tables::new();
             for table in tenant.tables.values() {
+                let (day, count) = table.last_new_series();
                 let dictionary = SeriesDictionary::new(tenant_keys.series_secret());
                 for part in &table.series_sections {
                     let body = read_section(&store, &keys, *id, &part.section).await;
@@ -188,6 +189,7 @@ impl Shard {
                     table.files.clone(),
                     true,
                 );
+                handle.count_new_series(day, count);
                 let name = (table.database.clone(), table.schema.name.clone());
                 tables.insert(name, Arc::new(handle));
             }
@@ -225,6 +227,7 @@ impl Shard {
         if !planted(Bug::ReplayErrorSwallowed) {
             replayed?;
         }
+        count_replayed_series(&shared, day_of(clock.now_ns()));
         let wal = Arc::new(wal);
         let writer = ShardWriter::new(
             Arc::clone(&wal),
@@ -301,6 +304,16 @@ impl Shard {
     }
 }
 
+/// Series of the log are counted as made today: perhaps a little too many, never too few.
+fn count_replayed_series(shared: &Shared, today: u32) {
+    for tenant in shared.tenants() {
+        for table in tenant.tables().values() {
+            let replayed = table.dictionary.len().saturating_sub(table.flushed_series());
+            table.count_new_series(today, replayed as u64);
+        }
+    }
+}
+
 /// The store of manifest and data, without what a crash left half-written. The log's folder is
 /// not among those swept: the log knows its own files.
 fn open_store(
@@ -356,6 +369,10 @@ fn take_snapshot(shared: &Shared, access: &FileAccess) -> Result<TenantSnapshot,
     })
 }
 
+/// Bytes of rows that each tenant has stored in its turn when several wait: a small batch is never
+/// behind more than this of every other tenant, or one batch of it.
+const FAIR_BYTES: usize = 64 << 10;
+
 type Answer = oneshot::Sender<Result<Receipt, WriteError>>;
 
 #[derive(Debug)]
@@ -388,7 +405,7 @@ pub struct EngineStats {
 /// See the module head.
 #[derive(Debug)]
 pub struct Engine {
-    to_writer: queue::Sender<ToWriter>,
+    to_writer: queue::FairSender<TenantId, ToWriter>,
     to_maintenance: queue::Sender<ToMaintenance>,
     shared: Arc<Shared>,
     access: FileAccess,
@@ -412,7 +429,7 @@ impl Engine {
     fn start(shard: Shard, clock: Arc<dyn Clock>) -> std::io::Result<Self> {
         let Shard { writer, maintenance, replay, .. } = shard;
         let limits = maintenance.limits.clone();
-        let (to_writer, writer_queue) = queue::bounded("shard_writer", limits.queue.max(1));
+        let (to_writer, writer_queue) = queue::fair("shard_writer", limits.queue, FAIR_BYTES);
         let (to_maintenance, maintenance_queue) = queue::bounded("maintenance", 64);
         let shared = Arc::clone(&maintenance.shared);
         let access = maintenance.access(TenantId::default());
@@ -443,7 +460,9 @@ impl Engine {
             });
         }
         let (answer, done) = oneshot::channel();
-        let sent = self.to_writer.try_send(ToWriter::Write(Box::new(request), answer));
+        let (tenant, cost) = (request.tenant, request_bytes(&request));
+        let message = ToWriter::Write(Box::new(request), answer);
+        let sent = self.to_writer.try_send(tenant, cost, message);
         Box::pin(async move {
             match sent {
                 Ok(()) => done.await.unwrap_or(Err(WriteError::Stopped)),
@@ -479,6 +498,12 @@ impl Engine {
         })
     }
 
+    /// Sets a tenant's own limit of new series per table and UTC day; `None` takes the engine's, 0
+    /// is no limit.
+    pub fn limit_new_series(&self, tenant: TenantId, per_day: Option<u64>) {
+        self.shared.limit_new_series(tenant, per_day);
+    }
+
     /// Figures now.
     pub fn stats(&self) -> EngineStats {
         EngineStats {
@@ -500,7 +525,7 @@ impl Engine {
             if thread.join().is_err() {
                 tracing::error!("a storage thread panicked");
             }
-            if self.to_writer.send(ToWriter::Stop).is_err() {
+            if self.to_writer.send_first(ToWriter::Stop).is_err() {
                 tracing::debug!("the writer has stopped");
             }
         }
@@ -509,7 +534,7 @@ impl Engine {
 
 fn write_loop(
     mut writer: ShardWriter,
-    queue: &queue::Receiver<ToWriter>,
+    queue: &queue::FairReceiver<TenantId, ToWriter>,
     notify: &queue::Sender<ToMaintenance>,
     shared: &Shared,
     limits: &EngineLimits,
@@ -529,9 +554,12 @@ fn write_loop(
     // next write would else replay more every time.
     ask_for_flush(&mut flush_asked_at);
     let mut waiting = None;
-    while let Some(message) = waiting.take().or_else(|| queue.recv()) {
+    let mut stopping = false;
+    let next = |stopping| if stopping { queue.try_recv() } else { queue.recv() };
+    while let Some(message) = waiting.take().or_else(|| next(stopping)) {
         match message {
-            ToWriter::Stop => return,
+            // What waits already is still stored: the stop itself came before it.
+            ToWriter::Stop => stopping = true,
             ToWriter::Seal(answer) => {
                 flush_asked_at = 0;
                 if answer.send(writer.seal()).is_err() {
@@ -573,7 +601,7 @@ fn request_bytes(request: &WriteRequest) -> usize {
 fn maintain_loop(
     mut maintenance: Maintenance,
     queue: &queue::Receiver<ToMaintenance>,
-    to_writer: &queue::Sender<ToWriter>,
+    to_writer: &queue::FairSender<TenantId, ToWriter>,
     clock: &dyn Clock,
 ) {
     let mut unfinished: Option<Sealed> = None;
@@ -628,14 +656,14 @@ fn maintain_loop(
 fn flush_once(
     maintenance: &mut Maintenance,
     unfinished: &mut Option<Sealed>,
-    to_writer: &queue::Sender<ToWriter>,
+    to_writer: &queue::FairSender<TenantId, ToWriter>,
 ) -> Result<FlushReport, String> {
     let sealed = match unfinished.take() {
         Some(sealed) => sealed,
         None => {
             let (answer, done) = oneshot::channel();
             to_writer
-                .send(ToWriter::Seal(answer))
+                .send_first(ToWriter::Seal(answer))
                 .map_err(|_| "the writer has stopped".to_owned())?;
             futures::executor::block_on(done).map_err(|_| "the writer has stopped".to_owned())?
         }

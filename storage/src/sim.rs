@@ -4,6 +4,7 @@
 mod columns;
 mod crash;
 mod damage;
+mod fleet;
 mod fork;
 mod keys;
 mod model;

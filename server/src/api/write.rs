@@ -14,7 +14,7 @@ use axum::{
 use millrace_control::policy;
 use millrace_platform::metric::Metric;
 use millrace_protocol::{
-    batch::{Refusal, RowLimits},
+    batch::{Refusal, RowLimits, TableBatch},
     ids::TenantId,
     line::{self, LineOptions, Precision},
 };
@@ -97,6 +97,9 @@ async fn store(
     .await
     .map_err(|_| Problem::new(Code::Internal, "the body could not be parsed"))?
     .map_err(decode_problem)?;
+    let rows: usize = parsed.tables.iter().map(TableBatch::rows).sum();
+    // Text counts whether its lines are good or not: parsing them is what it costs.
+    state.budgets.take(tenant, rows as u64, text.len() as u64)?;
     metrics::counter!(Metric::IngestBytes.name(), "tenant" => tenant.to_string())
         .increment(wire as u64);
     let mut outcome = Outcome { kept: 0, refused: parsed.refused, listed: parsed.refusals };
