@@ -9,6 +9,7 @@
     reason = "a benchmark measures the machine itself and reports to a terminal"
 )]
 
+mod run_fairness;
 mod run_fleet;
 mod run_shopfloor;
 mod run_soak;
@@ -36,6 +37,8 @@ enum Command {
     Backfill(run_shopfloor::BackfillArgs),
     /// Ten thousand tenants with a few tables and a few rows each.
     Fleet(run_fleet::Args),
+    /// One tenant's acks beside another that offers ten times its budget.
+    Fairness(run_fairness::Args),
     /// Everything at once for a while, checked all the time, through kills and restarts.
     Soak(run_soak::Args),
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Shopfloor(args) => run_shopfloor::run(&args),
         Command::Backfill(args) => run_shopfloor::run_backfill(&args),
         Command::Fleet(args) => run_fleet::run(&args),
+        Command::Fairness(args) => run_fairness::run(&args),
         Command::Soak(args) => run_soak::run(&args),
     };
     match outcome {
