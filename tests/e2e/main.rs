@@ -11,9 +11,12 @@
 )]
 
 mod access;
+mod bad_input;
 mod edge;
+mod fleet;
 mod ingest;
 mod keys;
+mod limits;
 mod main_job;
 mod query;
 
