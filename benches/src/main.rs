@@ -9,6 +9,7 @@
     reason = "a benchmark measures the machine itself and reports to a terminal"
 )]
 
+mod run_fairness;
 mod run_fleet;
 mod run_restart;
 mod run_shopfloor;
@@ -39,6 +40,8 @@ enum Command {
     Fleet(run_fleet::Args),
     /// A kill with a gibibyte of log, and how long a start takes until rows are taken and there.
     Restart(run_restart::Args),
+    /// One tenant's acks beside another that offers ten times its budget.
+    Fairness(run_fairness::Args),
     /// Everything at once for a while, checked all the time, through kills and restarts.
     Soak(run_soak::Args),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Backfill(args) => run_shopfloor::run_backfill(&args),
         Command::Fleet(args) => run_fleet::run(&args),
         Command::Restart(args) => run_restart::run(&args),
+        Command::Fairness(args) => run_fairness::run(&args),
         Command::Soak(args) => run_soak::run(&args),
     };
     match outcome {

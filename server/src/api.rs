@@ -29,7 +29,7 @@ use millrace_platform::clock::Clock;
 use millrace_query::QueryEngine;
 use millrace_storage::Engine;
 
-use crate::ingest::{Admission, decode::WIRE_BYTES_MAX};
+use crate::ingest::{Admission, Budgets, decode::WIRE_BYTES_MAX};
 
 pub(crate) use code::Code;
 pub(crate) use problem::Problem;
@@ -44,6 +44,8 @@ pub struct State {
     pub query: Arc<QueryEngine>,
     pub metrics: PrometheusHandle,
     pub admission: Admission,
+    /// What each tenant may send.
+    pub budgets: Budgets,
     /// Secret seed of the hash tables that outside input fills.
     pub seed: u64,
 }
@@ -65,6 +67,8 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/write", post(write::v1))
         .route("/api/v3/query_sql", get(query::get).post(query::post))
         .route("/api/v1/tenants", get(admin::tenants).post(admin::create_tenant))
+        .route("/api/v1/tenants/{name}", get(admin::tenant))
+        .route("/api/v1/tenants/{name}/limits", axum::routing::put(admin::set_limits))
         .route("/api/v1/tokens", get(admin::tokens).post(admin::create_token))
         .route("/api/v1/tokens/{id}", axum::routing::delete(admin::revoke_token))
         .route("/api/v1/devices", get(admin::devices))

@@ -5,7 +5,9 @@ use std::{
     path::PathBuf,
 };
 
-use crate::root_key::RootKey;
+use millrace_control::Limits;
+
+use crate::{ingest::budget::RawBudget, root_key::RootKey};
 
 /// Settings as they come from the command line.
 #[derive(Debug, Clone, clap::Args)]
@@ -47,6 +49,8 @@ pub struct RawSettings {
     /// Memory of one query, MiB (16 to 65536).
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     pub query_mib: usize,
+    #[command(flatten)]
+    pub budget: RawBudget,
 }
 
 /// Settings that fit together.
@@ -68,6 +72,8 @@ pub struct Settings {
     pub query_timeout_s: u64,
     /// Bytes of a query at most.
     pub query_bytes: usize,
+    /// What a tenant may write that has no limits of its own.
+    pub tenant_limits: Limits,
 }
 
 /// One thing that is wrong with the settings.
@@ -127,6 +133,7 @@ impl RawSettings {
                 memtable_bytes: self.memtable_mib.map(|mib| mib << 20),
                 query_timeout_s: self.query_timeout,
                 query_bytes: self.query_mib << 20,
+                tenant_limits: self.budget.limits(),
             }),
             _ => Err(problems),
         }
@@ -150,6 +157,7 @@ mod tests {
             memtable_mib: None,
             query_timeout: 30,
             query_mib: 100,
+            budget: RawBudget::default(),
         }
     }
 

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::{
     api,
-    ingest::Admission,
+    ingest::{Admission, Budgets},
     listener,
     root_key::{self, RootKey, RootKeyError},
     settings::Settings,
@@ -155,13 +155,12 @@ fn metrics() -> Result<PrometheusHandle, StartError> {
 
 /// What follows from the memory that the settings give.
 fn limits(settings: &Settings) -> EngineLimits {
-    let limits = EngineLimits::within(MemoryBudget::new(settings.memory_bytes));
+    let limits = EngineLimits {
+        series_per_day: settings.tenant_limits.series_per_day,
+        ..EngineLimits::within(MemoryBudget::new(settings.memory_bytes))
+    };
     let Some(memtable) = settings.memtable_bytes else { return limits };
-    EngineLimits {
-        flush_bytes: memtable / 3,
-        memtable_bytes_max: memtable,
-        ..limits
-    }
+    EngineLimits { flush_bytes: memtable / 3, memtable_bytes_max: memtable, ..limits }
 }
 
 async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, StartError> {
@@ -183,6 +182,9 @@ async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, 
         }
     }
     let engine = Engine::open(config).await?;
+    for (tenant, own) in control.catalog.limited() {
+        engine.limit_new_series(tenant, own.series_per_day);
+    }
     if !made {
         durable::replace(disk, &marker, b"").map_err(io(STORED))?;
     }
@@ -248,6 +250,11 @@ pub async fn run(
         query,
         metrics,
         admission: Admission::new(Arc::clone(engine.memory())),
+        budgets: Budgets::new(
+            Arc::clone(&control.clock),
+            Arc::clone(&control.catalog),
+            settings.tenant_limits,
+        ),
         seed: random_u64(control.entropy.as_ref()),
     });
     let acceptor = TcpAcceptor::bind(settings.listen)

@@ -54,7 +54,7 @@ use crate::{
         table::TableHandle,
         tenant::{Tables, TenantHandle},
         watermark::Watermarks,
-        writer::{Receipt, Sealed, ShardWriter, WriteError, WriteRequest},
+        writer::{Receipt, Sealed, ShardWriter, WriteError, WriteRequest, day_of},
     },
     shared::Shared,
     snapshot::{self, TenantSnapshot},
@@ -232,6 +232,7 @@ impl Shard {
             };
             let mut tables = Tables::new();
             for table in tenant.tables.values() {
+                let (day, count) = table.last_new_series();
                 let dictionary = SeriesDictionary::new(tenant_keys.series_secret());
                 for part in &table.series_sections {
                     let body = read_section(&store, &keys, *id, &part.section).await;
@@ -244,6 +245,7 @@ impl Shard {
                     table.files.clone(),
                     true,
                 );
+                handle.count_new_series(day, count);
                 let name = (table.database.clone(), table.schema.name.clone());
                 tables.insert(name, Arc::new(handle));
             }
@@ -409,11 +411,16 @@ async fn replay_all(
     let mut from = flushed + 1 + u64::from(planted(Bug::ReplaySkipsOne));
     loop {
         match replay_until(recovery, from, flush_at, &shared, &maintenance.keys, &mut report) {
-            Ok(()) => return Ok(report),
+            Ok(()) => {
+                count_replayed_series(&shared, day_of(maintenance.clock.now_ns()));
+                return Ok(report);
+            }
             Err(Interrupt::Failed(_)) if planted(Bug::ReplayErrorSwallowed) => return Ok(report),
             Err(Interrupt::Failed(e)) => return Err(e),
             Err(Interrupt::Full(next)) => from = next,
         }
+        // What a flush takes is not replayed series any more.
+        count_replayed_series(&shared, day_of(maintenance.clock.now_ns()));
         match maintenance.flush(&writer.seal()).await {
             Ok(_) => report.flushes += 1,
             // A full disk must not keep the server from starting: the rows stay in memory, where
@@ -448,6 +455,16 @@ fn replay_until(
         };
         if shared.memtable_bytes() >= flush_at { Err(Interrupt::Full(lsn + 1)) } else { Ok(()) }
     })
+}
+
+/// Series of the log are counted as made today: perhaps a little too many, never too few.
+fn count_replayed_series(shared: &Shared, today: u32) {
+    for tenant in shared.tenants() {
+        for table in tenant.tables().values() {
+            let replayed = table.dictionary.len().saturating_sub(table.flushed_series());
+            table.count_new_series(today, replayed as u64);
+        }
+    }
 }
 
 /// The store of manifest and data, without what a crash left half-written. The log's folder is
@@ -511,6 +528,10 @@ fn take_snapshot(shared: &Shared, access: &FileAccess) -> Result<TenantSnapshot,
     })
 }
 
+/// Bytes of rows that each tenant has stored in its turn when several wait: a small batch is never
+/// behind more than this of every other tenant, or one batch of it.
+const FAIR_BYTES: usize = 64 << 10;
+
 type Answer = oneshot::Sender<Result<Receipt, WriteError>>;
 
 #[derive(Debug)]
@@ -543,7 +564,7 @@ pub struct EngineStats {
 /// What requests go through: replaced as a whole when the shard is opened again.
 #[derive(Debug)]
 struct Running {
-    to_writer: queue::Sender<ToWriter>,
+    to_writer: queue::FairSender<TenantId, ToWriter>,
     shared: Arc<Shared>,
     access: FileAccess,
     wal: Arc<Wal>,
@@ -588,7 +609,9 @@ impl Engine {
             });
         }
         let (answer, done) = oneshot::channel();
-        let sent = running.to_writer.try_send(ToWriter::Write(Box::new(request), answer));
+        let (tenant, cost) = (request.tenant, request_bytes(&request));
+        let message = ToWriter::Write(Box::new(request), answer);
+        let sent = running.to_writer.try_send(tenant, cost, message);
         Box::pin(async move {
             match sent {
                 Ok(()) => done.await.unwrap_or(Err(WriteError::Stopped)),
@@ -636,6 +659,12 @@ impl Engine {
         })
     }
 
+    /// Sets a tenant's own limit of new series per table and UTC day; `None` takes the engine's, 0
+    /// is no limit.
+    pub fn limit_new_series(&self, tenant: TenantId, per_day: Option<u64>) {
+        self.running.load().shared.limit_new_series(tenant, per_day);
+    }
+
     /// Figures now.
     pub fn stats(&self) -> EngineStats {
         let running = self.running.load();
@@ -661,7 +690,7 @@ impl Engine {
 
 fn write_loop(
     mut writer: ShardWriter,
-    queue: &queue::Receiver<ToWriter>,
+    queue: &queue::FairReceiver<TenantId, ToWriter>,
     notify: &queue::Sender<ToMaintenance>,
     shared: &Shared,
     limits: &EngineLimits,
@@ -681,9 +710,12 @@ fn write_loop(
     // next write would else replay more every time.
     ask_for_flush(&mut flush_asked_at);
     let mut waiting = None;
-    while let Some(message) = waiting.take().or_else(|| queue.recv()) {
+    let mut stopping = false;
+    let next = |stopping| if stopping { queue.try_recv() } else { queue.recv() };
+    while let Some(message) = waiting.take().or_else(|| next(stopping)) {
         match message {
-            ToWriter::Stop => return,
+            // What waits already is still stored: the stop itself came before it.
+            ToWriter::Stop => stopping = true,
             ToWriter::Seal(answer) => {
                 flush_asked_at = 0;
                 if answer.send(writer.seal()).is_err() {
@@ -734,7 +766,7 @@ fn maintain_loop(
     maintenance: &mut Maintenance,
     poisoned: &AtomicBool,
     queue: &queue::Receiver<ToMaintenance>,
-    to_writer: &queue::Sender<ToWriter>,
+    to_writer: &queue::FairSender<TenantId, ToWriter>,
     clock: &dyn Clock,
 ) -> End {
     let mut unfinished: Option<Sealed> = None;
@@ -801,14 +833,14 @@ fn maintain_loop(
 fn flush_once(
     maintenance: &mut Maintenance,
     unfinished: &mut Option<Sealed>,
-    to_writer: &queue::Sender<ToWriter>,
+    to_writer: &queue::FairSender<TenantId, ToWriter>,
 ) -> Result<FlushReport, String> {
     let sealed = match unfinished.take() {
         Some(sealed) => sealed,
         None => {
             let (answer, done) = oneshot::channel();
             to_writer
-                .send(ToWriter::Seal(answer))
+                .send_first(ToWriter::Seal(answer))
                 .map_err(|_| "the writer has stopped".to_owned())?;
             futures::executor::block_on(done).map_err(|_| "the writer has stopped".to_owned())?
         }

@@ -163,19 +163,13 @@ impl Maintenance {
                 Err(e) => return Err(e.into()),
             };
             let out = (&mut swaps, &mut written);
-            let tables = self.flush_tenant(&tenant, &keys, &mut bundle, out, &mut report)?;
-            let streams = sealed
-                .streams
-                .iter()
-                .filter(|(id, _, _)| *id == tenant.id && !planted(Bug::WatermarkNotStored))
-                .map(|(_, key, hi)| (key.clone(), StreamState { hi: *hi }))
-                .collect();
-            let next = sealed.next_table_ids.iter().find(|(id, _)| *id == tenant.id);
-            tenants.insert(
-                tenant.id,
-                TenantDelta { tables, streams, next_table_id: next.map(|n| n.1) },
-            );
+            let tables =
+                self.flush_tenant(&tenant, &keys, sealed.day, &mut bundle, out, &mut report)?;
+            if !tables.is_empty() {
+                tenants.insert(tenant.id, TenantDelta { tables, ..TenantDelta::default() });
+            }
         }
+        self.add_marks(sealed, &mut tenants);
         let dirty = swaps.iter().any(|s| !s.chunks.is_empty() || !s.files.is_empty());
         if !dirty && sealed.lsn <= self.manifest.current().flushed_lsn {
             self.shared.recount();
@@ -202,10 +196,32 @@ impl Maintenance {
         self.shared.memory().hold(MemoryClass::Flush, bytes)
     }
 
+    /// Adds what moved beside the rows: watermarks and table ids. A tenant of which the manifest
+    /// knows all of it already has no part in the record, however many tenants there are.
+    fn add_marks(&self, sealed: &Sealed, tenants: &mut BTreeMap<TenantId, TenantDelta>) {
+        let current = self.manifest.current();
+        // A destroyed tenant has no part in the record; its marks would only be left out later.
+        let gone = |id: &TenantId| matches!(self.keys.current(&id.0), Err(KeyError::Gone { .. }));
+        for (id, key, hi) in sealed.streams.iter().filter(|_| !planted(Bug::WatermarkNotStored)) {
+            let state = StreamState { hi: *hi };
+            let known = current.tenants.get(id).and_then(|t| t.streams.get(key));
+            if known != Some(&state) && !gone(id) {
+                tenants.entry(*id).or_default().streams.insert(key.clone(), state);
+            }
+        }
+        for (id, next) in &sealed.next_table_ids {
+            let known = current.tenants.get(id).map_or(1, |t| t.next_table_id);
+            if *next > known && !gone(id) {
+                tenants.entry(*id).or_default().next_table_id = Some(*next);
+            }
+        }
+    }
+
     fn flush_tenant(
         &self,
         tenant: &TenantHandle,
         keys: &Arc<TenantKeys>,
+        day: u32,
         bundle: &mut BundleWriter,
         (swaps, written): (&mut Vec<Swap>, &mut Held),
         report: &mut FlushReport,
@@ -220,13 +236,13 @@ impl Maintenance {
                 // No row of it has ever been durable.
                 continue;
             };
-            let view = handle.dictionary.view();
             let (from, to) = (handle.flushed_series(), columns.series);
             let mut new_series = handle.dictionary.since(from);
             new_series.truncate(to.saturating_sub(from));
             if chunks.is_empty() && new_series.is_empty() {
                 continue;
             }
+            let view = handle.dictionary.view();
             let schema = columns.schema;
             let fields: Vec<(u32, FieldType)> =
                 schema.fields.iter().map(|f| (f.id, f.ty)).collect();
@@ -265,7 +281,7 @@ impl Maintenance {
             for part in section::parts(&new_series, section::PART_BYTES) {
                 let body = section::encode(part);
                 let section = bundle.add(keys, self.entropy.as_ref(), &body)?;
-                sections.push(SeriesSection { section, count: part.len() as u64 });
+                sections.push(SeriesSection { section, count: part.len() as u64, day });
             }
             deltas.insert(
                 handle.table_id,

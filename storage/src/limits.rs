@@ -38,6 +38,8 @@ pub struct EngineLimits {
     pub future_ns: i64,
     /// Series per table.
     pub series_per_table: usize,
+    /// New series per table and UTC day, for tenants without a limit of their own; 0 is no limit.
+    pub series_per_day: u64,
     /// Tags per table.
     pub tags_per_table: usize,
     /// Fields per table.
@@ -103,6 +105,7 @@ impl Default for EngineLimits {
             overlap_max: 21,
             future_ns: 15 * 60 * 1_000_000_000,
             series_per_table: 1_000_000,
+            series_per_day: 0,
             tags_per_table: 256,
             fields_per_table: 1024,
             queue: 1024,

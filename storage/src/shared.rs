@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     /// How much of `memtable_bytes` a flush has already.
     sealed_bytes: AtomicUsize,
     stopped: AtomicBool,
+    /// Tenants whose new series per table and day have a limit of their own.
+    series_per_day: RwLock<BTreeMap<TenantId, u64>>,
 }
 
 impl Shared {
@@ -102,6 +104,21 @@ impl Shared {
     pub(crate) fn next_table_id(&self, id: TenantId) -> u64 {
         let ids = self.next_table_ids.read().unwrap_or_else(PoisonError::into_inner);
         ids.get(&id).copied().unwrap_or(1)
+    }
+
+    /// Sets or lifts a tenant's own limit of new series per table and day.
+    pub(crate) fn limit_new_series(&self, id: TenantId, per_day: Option<u64>) {
+        let mut own = self.series_per_day.write().unwrap_or_else(PoisonError::into_inner);
+        match per_day {
+            Some(per_day) => own.insert(id, per_day),
+            None => own.remove(&id),
+        };
+    }
+
+    /// New series per table and day that the tenant may make; 0 is no limit.
+    pub(crate) fn series_per_day(&self, id: TenantId, default: u64) -> u64 {
+        let own = self.series_per_day.read().unwrap_or_else(PoisonError::into_inner);
+        own.get(&id).copied().unwrap_or(default)
     }
 
     /// Another owner has taken over: no write may be acknowledged any more.

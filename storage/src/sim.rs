@@ -5,6 +5,7 @@ mod check;
 mod columns;
 mod crash;
 mod damage;
+mod fleet;
 mod fork;
 mod fsck;
 mod full_disk;

@@ -11,11 +11,14 @@
 )]
 
 mod access;
+mod bad_input;
 mod edge;
+mod fleet;
 mod fsck;
 mod full_disk;
 mod ingest;
 mod keys;
+mod limits;
 mod main_job;
 mod memory;
 mod query;

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 
 use crate::{
     device::{CertificateError, DeviceCa},
+    limits::TenantLimits,
     policy::Principal,
     scope::{AdminScope, OperatorScope},
     token::{self, Secret},
@@ -53,6 +54,9 @@ pub struct Tenant {
     pub plan: String,
     /// When it was made, ns since the Unix epoch.
     pub created_ns: i64,
+    /// What it may send, where that is not the server's default.
+    #[serde(default, skip_serializing_if = "TenantLimits::is_default")]
+    pub limits: TenantLimits,
 }
 
 /// A token without its secret.
@@ -302,7 +306,13 @@ impl Catalog {
             if state.tenants.values().any(|t| t.name == name) {
                 return Err(CatalogError::Exists(name.to_owned()));
             }
-            let tenant = Tenant { id, name: name.to_owned(), plan: "free".to_owned(), created_ns };
+            let tenant = Tenant {
+                id,
+                name: name.to_owned(),
+                plan: "free".to_owned(),
+                created_ns,
+                limits: TenantLimits::default(),
+            };
             state.tenants.insert(id.to_string(), tenant.clone());
             Ok(tenant)
         })
@@ -330,6 +340,33 @@ impl Catalog {
     /// The tenant with this id.
     pub fn tenant(&self, id: TenantId) -> Result<Tenant, CatalogError> {
         self.lock().tenants.get(&id.to_string()).cloned().ok_or(CatalogError::NotFound("tenant"))
+    }
+
+    /// A tenant's own limits; those of an unknown tenant are the defaults.
+    pub fn limits(&self, id: TenantId) -> TenantLimits {
+        self.lock().tenants.get(&id.to_string()).map(|t| t.limits).unwrap_or_default()
+    }
+
+    /// Tenants whose limits are not the defaults, for whoever keeps a copy.
+    pub fn limited(&self) -> Vec<(TenantId, TenantLimits)> {
+        let state = self.lock();
+        let own = state.tenants.values().filter(|t| !t.limits.is_default());
+        own.map(|t| (t.id, t.limits)).collect()
+    }
+
+    /// Sets a tenant's own limits, all of them.
+    pub fn set_limits(
+        &self,
+        _scope: OperatorScope,
+        name: &str,
+        limits: TenantLimits,
+    ) -> Result<Tenant, CatalogError> {
+        self.change(|state| {
+            let tenant = state.tenants.values_mut().find(|t| t.name == name);
+            let tenant = tenant.ok_or(CatalogError::NotFound("tenant"))?;
+            tenant.limits = limits;
+            Ok(tenant.clone())
+        })
     }
 
     /// Makes a token; its text is shown only here.

@@ -4,12 +4,14 @@
 
 pub mod catalog;
 pub mod device;
+pub mod limits;
 pub mod policy;
 pub mod scope;
 pub mod token;
 
 pub use catalog::{Catalog, CatalogError, Device, Tenant, Token, TokenScopes};
 pub use device::{CertificateError, DeviceCa};
+pub use limits::{Limits, TenantLimits};
 pub use policy::{Action, Denied, Principal};
 pub use scope::{AdminScope, OperatorScope, ReadScope, WriteScope};
 pub use token::Secret;

@@ -172,3 +172,24 @@ fn d1_a_change_that_was_answered_survives_a_power_cut_at_every_operation() {
         }
     }
 }
+
+#[test]
+fn limits_are_the_tenants_own_after_a_restart_and_no_others() {
+    let (disk, clock) = (SimDisk::new(), SimClock::at(1));
+    let catalog = open(&disk, &clock, 1);
+    for name in ["acme", "beta"] {
+        catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), name).unwrap();
+    }
+    let own = TenantLimits { rows_per_s: Some(7), ..TenantLimits::default() };
+    catalog.set_limits(OPERATOR, "acme", own).unwrap();
+    assert!(matches!(
+        catalog.set_limits(OPERATOR, "nobody", own),
+        Err(CatalogError::NotFound("tenant"))
+    ));
+    drop(catalog);
+    let catalog = open(&disk, &clock, 2);
+    let id = |name| catalog.tenant_by_name(name).unwrap().id;
+    assert_eq!(catalog.limits(id("acme")), own);
+    assert!(catalog.limits(id("beta")).is_default());
+    assert_eq!(catalog.limited(), [(id("acme"), own)]);
+}

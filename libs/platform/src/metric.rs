@@ -32,6 +32,8 @@ metrics! {
     IngestBytes = "millrace_ingest_bytes_total", "counter";
     /// Rows refused, by tenant.
     IngestRefused = "millrace_ingest_refused_rows_total", "counter";
+    /// Requests answered 429 because their tenant was over its budget, by tenant.
+    IngestOverBudget = "millrace_ingest_over_budget_total", "counter";
     /// Batches re-sent and acknowledged without effect, by tenant.
     IngestDuplicates = "millrace_ingest_duplicate_batches_total", "counter";
     /// Syncs of the write-ahead log.

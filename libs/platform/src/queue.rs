@@ -2,8 +2,11 @@
 //!
 //! Owns: the only channels between threads in the tree. Never: unbounded.
 
+mod fair;
+
 use crossbeam::channel;
 
+pub use self::fair::{FairReceiver, FairSender, fair};
 use crate::metric::Metric;
 
 /// The sending half.

@@ -9,7 +9,9 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use millrace_control::{AdminScope, Catalog, Principal, Tenant, TokenScopes, policy};
+use millrace_control::{
+    AdminScope, Catalog, CatalogError, Limits, Principal, Tenant, TenantLimits, TokenScopes, policy,
+};
 use millrace_crypto::ledger::KeyLedger;
 use millrace_protocol::{
     device::{EnrolAnswer, EnrolRequest},
@@ -39,7 +41,7 @@ pub(crate) fn make_tenant(
     // Before any key is made: a refused name must leave nothing behind.
     Catalog::check_name(name)?;
     if catalog.tenant_by_name(name).is_ok() {
-        return Err(millrace_control::CatalogError::Exists(name.to_owned()).into());
+        return Err(CatalogError::Exists(name.to_owned()).into());
     }
     let id = catalog.new_tenant_id();
     ledger.create(&id.0).map_err(|error| {
@@ -129,6 +131,62 @@ pub(crate) fn list_devices(catalog: &Catalog, scope: AdminScope) -> Value {
 pub(crate) fn list_tenants(catalog: &Catalog, principal: &Principal) -> Result<Value, Problem> {
     let scope = policy::to_operate(principal)?;
     Ok(json!(catalog.tenants(scope)))
+}
+
+/// One tenant with its own limits, for the operator; with what counts if the defaults are known.
+pub(crate) fn show_tenant(
+    catalog: &Catalog,
+    principal: &Principal,
+    name: &str,
+    default: Option<&Limits>,
+) -> Result<Value, Problem> {
+    policy::to_operate(principal)?;
+    let tenant = catalog.tenant_by_name(name)?;
+    let effective = default.map(|default| tenant.limits.over(default));
+    let mut shown = json!(tenant);
+    if let Some(shown) = shown.as_object_mut() {
+        shown.insert("limits".into(), json!(tenant.limits));
+        if let Some(effective) = effective {
+            shown.insert("effective_limits".into(), json!(effective));
+        }
+    }
+    Ok(shown)
+}
+
+/// Sets all of a tenant's own limits.
+pub(crate) fn limit_tenant(
+    catalog: &Catalog,
+    principal: &Principal,
+    name: &str,
+    limits: TenantLimits,
+) -> Result<Tenant, Problem> {
+    let scope = policy::to_operate(principal)?;
+    Ok(catalog.set_limits(scope, name, limits)?)
+}
+
+pub(crate) async fn tenant(
+    Given(state): Shared,
+    Caller(principal): Caller,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
+    let default = state.budgets.default_limits();
+    Ok(Json(show_tenant(&state.catalog, &principal, &name, Some(&default))?).into_response())
+}
+
+/// `PUT /api/v1/tenants/NAME/limits`: counts from the answer on, without a restart.
+pub(crate) async fn set_limits(
+    Given(state): Shared,
+    Caller(principal): Caller,
+    Path(name): Path<String>,
+    body: Body<TenantLimits>,
+) -> Result<Response, Problem> {
+    policy::to_operate(&principal)?;
+    let Json(limits) = body.map_err(json_problem)?;
+    let tenant = limit_tenant(&state.catalog, &principal, &name, limits)?;
+    state.budgets.forgive(tenant.id);
+    state.engine.limit_new_series(tenant.id, limits.series_per_day);
+    let default = state.budgets.default_limits();
+    Ok(Json(show_tenant(&state.catalog, &principal, &name, Some(&default))?).into_response())
 }
 
 #[derive(Debug, Deserialize)]

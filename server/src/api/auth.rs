@@ -52,6 +52,11 @@ impl FromRequestParts<Arc<State>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, state: &Arc<State>) -> Result<Self, Problem> {
         let peer = parts.extensions.get::<Peer>();
-        principal(state, &parts.headers, peer).map(Self).ok_or_else(Problem::unauthenticated)
+        let caller = principal(state, &parts.headers, peer).ok_or_else(Problem::unauthenticated)?;
+        if let Principal::Token { tenant, .. } = &caller {
+            // For the body: whose budget it is taken from.
+            parts.extensions.insert(*tenant);
+        }
+        Ok(Self(caller))
     }
 }

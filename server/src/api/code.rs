@@ -86,6 +86,8 @@ codes! {
     TenantGone = "tenant_gone", FORBIDDEN;
     /// More at once than there is room for.
     Busy = "busy", TOO_MANY_REQUESTS;
+    /// The tenant is over its own budget.
+    OverBudget = "over_budget", TOO_MANY_REQUESTS;
     /// The disk is full.
     DiskFull = "disk_full", INSUFFICIENT_STORAGE;
     /// The write-ahead log takes no rows.

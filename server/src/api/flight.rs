@@ -151,6 +151,8 @@ fn put(
         // The list is cut at a hundred; the count is not.
         let refused = (batch.num_rows() - table.rows()) as u64;
         let held = state.admission.hold(message.data_body.len() + table.memory_bytes());
+        let bytes = message.data_body.len() as u64;
+        state.budgets.charge(scope.tenant(), batch.num_rows() as u64, bytes);
         let request = WriteRequest {
             tenant: scope.tenant(),
             database,
@@ -260,16 +262,26 @@ impl FlightService for Flight {
             self.principal(&request)?;
             return Err(refused(Code::Forbidden, "DoPut needs a device certificate"));
         };
-        if self.state.catalog.device_principal(device, serial).is_none() {
+        let Some(Principal::Device { tenant, .. }) =
+            self.state.catalog.device_principal(device, serial)
+        else {
             return Err(status(Problem::unauthenticated()));
-        }
+        };
         let state = Arc::clone(&self.state);
         let open = OpenStream::new();
         let mut decoder = MessageDecoder::new();
-        let admission = state.admission.clone();
+        let paced = Arc::clone(&state);
         let acks = request
             .into_inner()
-            .then(move |message| admission.room().map(|()| message))
+            // Over budget the stream stands still: nothing of it is refused or dropped.
+            .then(move |message| {
+                let state = Arc::clone(&paced);
+                async move {
+                    state.admission.room().await;
+                    state.budgets.wait(tenant).await;
+                    message
+                }
+            })
             .map(move |message| put(&state, device, serial, &mut decoder, message))
             .buffered(AHEAD)
             .filter_map(move |ack| {

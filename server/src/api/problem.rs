@@ -10,6 +10,7 @@ use millrace_query::QueryError;
 use millrace_storage::WriteError;
 
 use super::Code;
+use crate::ingest::OverBudget;
 
 /// A problem document on its way out.
 #[derive(Debug, Clone)]
@@ -17,11 +18,13 @@ pub(crate) struct Problem {
     pub(crate) code: Code,
     pub(crate) detail: String,
     retry_after_s: Option<u64>,
+    /// Unit and quota per second of the budget that was used up.
+    budget: Option<(&'static str, u64)>,
 }
 
 impl Problem {
     pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), retry_after_s: None }
+        Self { code, detail: detail.into(), retry_after_s: None, budget: None }
     }
 
     pub(crate) const fn status(&self) -> StatusCode {
@@ -46,6 +49,16 @@ impl Problem {
     pub(crate) fn decorate(&self, mut response: Response) -> Response {
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let (Some((unit, quota)), Some(seconds)) = (self.budget, self.retry_after_s) {
+            // draft-ietf-httpapi-ratelimit-headers: the policy, and how much of it is left.
+            let policy = format!("\"{unit}\";q={quota};w=1");
+            let left = format!("\"{unit}\";r=0;t={seconds}");
+            for (name, value) in [("ratelimit-policy", policy), ("ratelimit", left)] {
+                if let Ok(value) = HeaderValue::from_str(&value) {
+                    response.headers_mut().insert(name, value);
+                }
+            }
         }
         if self.code == Code::Unauthenticated {
             let scheme = HeaderValue::from_static("Bearer realm=\"millrace\"");
@@ -90,6 +103,15 @@ impl WithType
     }
 }
 
+impl From<OverBudget> for Problem {
+    fn from(over: OverBudget) -> Self {
+        Self {
+            budget: Some((over.unit, over.quota)),
+            ..Self::new(Code::OverBudget, over.to_string()).retry_after(over.seconds())
+        }
+    }
+}
+
 impl From<Denied> for Problem {
     fn from(e: Denied) -> Self {
         Self::forbidden(e.to_string())
@@ -131,7 +153,7 @@ impl From<WriteError> for Problem {
         if code.status().is_server_error() {
             tracing::error!(error = %e, "a write failed");
         }
-        Self { code, detail, retry_after_s: retry }
+        Self { retry_after_s: retry, ..Self::new(code, detail) }
     }
 }
 

@@ -25,6 +25,7 @@ use millrace_platform::{
     budget::Held,
     clock::{Clock, Sleep},
 };
+use millrace_protocol::ids::TenantId;
 use serde::de::DeserializeOwned;
 
 use super::{Code, Problem, State};
@@ -123,6 +124,11 @@ impl FromRequest<Arc<State>> for Payload {
         let length = length.and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
         if length.is_some_and(|n| n > WIRE_BYTES_MAX as u64) {
             return Ok(Self(Err(too_large())));
+        }
+        if let Some(tenant) = request.extensions().get::<TenantId>()
+            && let Err(over) = state.budgets.check(*tenant)
+        {
+            return Ok(Self(Err(over.into())));
         }
         Ok(Self(receive(request.into_body(), &state.admission).await))
     }

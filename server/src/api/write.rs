@@ -100,6 +100,9 @@ async fn store(
     // Now it is known; sparse rows and unpacked bodies are larger than anybody could tell.
     let unpacked = if compressed { text.len() } else { 0 };
     reserved.resize(unpacked + parsed.tables.iter().map(TableBatch::memory_bytes).sum::<usize>());
+    let rows: usize = parsed.tables.iter().map(TableBatch::rows).sum();
+    // Text counts whether its lines are good or not: parsing them is what it costs.
+    state.budgets.take(tenant, rows as u64, text.len() as u64)?;
     metrics::counter!(Metric::IngestBytes.name(), "tenant" => tenant.to_string())
         .increment(wire as u64);
     let mut outcome = Outcome { kept: 0, refused: parsed.refused, listed: parsed.refusals };

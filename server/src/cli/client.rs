@@ -147,6 +147,13 @@ impl Client {
         Self::answer(request.send_json(body).map_err(|e| self.unreached(&e))?)
     }
 
+    /// `PUT` of JSON; the body.
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Result<Vec<u8>, Failure> {
+        let url = format!("{}{path}", self.base);
+        let request = self.agent.put(&url).header("authorization", &self.bearer());
+        Self::answer(request.send_json(body).map_err(|e| self.unreached(&e))?)
+    }
+
     /// `DELETE`.
     pub(crate) fn delete(&self, path: &str) -> Result<(), Failure> {
         let url = format!("{}{path}", self.base);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use millrace_control::Principal;
+use millrace_control::{Catalog, Principal, TenantLimits};
 use millrace_platform::disk::{Disk, RealDisk};
 use serde_json::{Value, json};
 
@@ -37,9 +37,36 @@ pub(crate) enum TenantCommand {
         #[command(flatten)]
         target: Target,
     },
-    /// List all tenants.
+    /// List all tenants, with the limits that are their own.
     #[command(after_help = "Example:\n  millrace tenant list --data-dir ./data --json")]
     List {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show one tenant and its limits.
+    #[command(after_help = "Example:\n  millrace tenant show acme --data-dir ./data")]
+    Show {
+        /// The tenant.
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Set what a tenant may write; limits that are not named here are the server's defaults.
+    #[command(
+        after_help = "Example:\n  millrace tenant limits acme --rows-per-s 50000 --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
+    )]
+    Limits {
+        /// The tenant.
+        name: String,
+        /// Rows per second; 0 is no limit.
+        #[arg(long, value_name = "ROWS")]
+        rows_per_s: Option<u64>,
+        /// Uncompressed bytes per second; 0 is no limit.
+        #[arg(long, value_name = "BYTES")]
+        bytes_per_s: Option<u64>,
+        /// New series per table and UTC day; 0 is no limit.
+        #[arg(long, value_name = "SERIES")]
+        series_per_day: Option<u64>,
         #[command(flatten)]
         target: Target,
     },
@@ -191,6 +218,46 @@ fn lines(value: &Value, one: impl Fn(&Value) -> String) -> String {
     if all.is_empty() { "none".to_owned() } else { all.join("\n") }
 }
 
+/// Before it becomes part of a path.
+fn check_name(name: &str) -> Result<(), Failure> {
+    Catalog::check_name(name).map_err(|e| Failure(e.to_string()))
+}
+
+const LIMITS: [(&str, &str); 3] = [
+    ("rows_per_s", "rows/s"),
+    ("bytes_per_s", "bytes/s"),
+    ("series_per_day", "new series per table and day"),
+];
+
+fn limit(limits: Option<&Value>, key: &str) -> Option<String> {
+    let figure = limits?.get(key)?.as_u64()?;
+    Some(if figure == 0 { "no limit".to_owned() } else { figure.to_string() })
+}
+
+/// The limits that a tenant has of its own, on one line.
+fn own_limits(tenant: &Value) -> String {
+    let of = |(key, unit): &(&str, &str)| {
+        limit(tenant.get("limits"), key).map(|figure| format!("  {unit}: {figure}"))
+    };
+    LIMITS.iter().filter_map(of).collect()
+}
+
+/// One tenant over several lines.
+fn one_tenant(tenant: &Value) -> String {
+    let head = ["name", "id", "plan"].map(|key| format!("{key:28}  {}", text(tenant, key)));
+    let of = |(key, unit): &(&str, &str)| {
+        let own = limit(tenant.get("limits"), key);
+        let counts = limit(tenant.get("effective_limits"), key);
+        let shown = match (own, counts) {
+            (Some(own), _) => own,
+            (None, Some(counts)) => format!("{counts} (the server's default)"),
+            (None, None) => "the server's default".to_owned(),
+        };
+        format!("{unit:28}  {shown}")
+    };
+    head.into_iter().chain(LIMITS.iter().map(of)).collect::<Vec<_>>().join("\n")
+}
+
 pub(crate) fn tenant(command: TenantCommand) -> Result<(), Failure> {
     match command {
         TenantCommand::Create { name, target } => {
@@ -211,9 +278,35 @@ pub(crate) fn tenant(command: TenantCommand) -> Result<(), Failure> {
             )?;
             target.print(&all, |a| {
                 lines(a, |t| {
-                    format!("{}  {}  plan {}", text(t, "id"), text(t, "name"), text(t, "plan"))
+                    let plan = text(t, "plan");
+                    let own = own_limits(t);
+                    format!("{}  {}  plan {plan}{own}", text(t, "id"), text(t, "name"))
                 })
             });
+        }
+        TenantCommand::Show { name, target } => {
+            check_name(&name)?;
+            let shown = target.work(
+                |c| admin::show_tenant(&c.catalog, &Principal::Operator, &name, None),
+                |c| c.get(&format!("/api/v1/tenants/{name}")),
+            )?;
+            target.print(&shown, one_tenant);
+        }
+        TenantCommand::Limits { name, rows_per_s, bytes_per_s, series_per_day, target } => {
+            check_name(&name)?;
+            let limits = TenantLimits { rows_per_s, bytes_per_s, series_per_day };
+            let shown = target.work(
+                |c| {
+                    let operator = &Principal::Operator;
+                    admin::limit_tenant(&c.catalog, operator, &name, limits)?;
+                    admin::show_tenant(&c.catalog, operator, &name, None)
+                },
+                |c| {
+                    let path = format!("/api/v1/tenants/{name}/limits");
+                    c.put(&path, &json!(limits))
+                },
+            )?;
+            target.print(&shown, one_tenant);
         }
     }
     Ok(())

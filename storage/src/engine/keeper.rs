@@ -23,7 +23,8 @@ use millrace_platform::queue;
 use millrace_protocol::ids::TenantId;
 
 use super::{
-    End, EngineConfig, Running, Shard, ToMaintenance, ToWriter, maintain_loop, write_loop,
+    End, EngineConfig, FAIR_BYTES, Running, Shard, ToMaintenance, ToWriter, maintain_loop,
+    write_loop,
 };
 use crate::{flush::Maintenance, shard::writer::ShardWriter};
 
@@ -70,14 +71,14 @@ struct Keeper {
 struct Alive {
     maintenance: Maintenance,
     poisoned: Arc<AtomicBool>,
-    to_writer: queue::Sender<ToWriter>,
+    to_writer: queue::FairSender<TenantId, ToWriter>,
     writer: JoinHandle<()>,
 }
 
 impl Alive {
     /// Ends the writer: when this returns, nothing is appended to its log any more.
     fn stop_writer(self) {
-        if self.to_writer.send(ToWriter::Stop).is_err() {
+        if self.to_writer.send_first(ToWriter::Stop).is_err() {
             tracing::debug!("the writer has stopped");
         }
         if self.writer.join().is_err() {
@@ -103,9 +104,9 @@ impl Keeper {
         &self,
         writer: ShardWriter,
         maintenance: &Maintenance,
-    ) -> io::Result<(queue::Sender<ToWriter>, JoinHandle<()>)> {
+    ) -> io::Result<(queue::FairSender<TenantId, ToWriter>, JoinHandle<()>)> {
         let limits = maintenance.limits.clone();
-        let (to_writer, requests) = queue::bounded("shard_writer", limits.queue.max(1));
+        let (to_writer, requests) = queue::fair("shard_writer", limits.queue, FAIR_BYTES);
         let (notify, shared) = (self.notify.clone(), Arc::clone(&maintenance.shared));
         let thread = std::thread::Builder::new()
             .name("shard-writer".into())

@@ -57,7 +57,7 @@ fn delta() -> Delta {
         schema,
         added_files: vec![Arc::new(file)],
         removed_files: Vec::new(),
-        added_series: vec![SeriesSection { section: section(0xa3, 2200, 260), count: 2 }],
+        added_series: vec![SeriesSection { section: section(0xa3, 2200, 260), count: 2, day: 0 }],
         removed_series: Vec::new(),
     };
     let key =

@@ -45,6 +45,24 @@ pub struct SeriesSection {
     pub section: SectionRef,
     /// How many.
     pub count: u64,
+    /// The UTC day since 1970 on which it was flushed; 0 in records from before days were kept.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub day: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(day: &u32) -> bool {
+    *day == 0
+}
+
+impl TableManifest {
+    /// The last day on which series were flushed, and how many: with those of the log, what the
+    /// day's limit has left after a restart.
+    pub(crate) fn last_new_series(&self) -> (u32, u64) {
+        let day = self.series_sections.iter().map(|s| s.day).max().unwrap_or(0);
+        let of_day = self.series_sections.iter().filter(|s| s.day == day);
+        (day, of_day.map(|s| s.count).sum())
+    }
 }
 
 /// A stream's durable state.

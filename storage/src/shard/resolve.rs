@@ -29,12 +29,22 @@ impl Refusals {
     /// Listed refusals per write (what InfluxDB clients are shown).
     const LISTED_MAX: usize = 100;
 
-    fn add(&mut self, line: u32, code: RefusalCode, reason: String) {
+    fn add(&mut self, line: u32, code: RefusalCode, reason: impl FnOnce() -> String) {
         self.count += 1;
         if self.listed.len() < Self::LISTED_MAX {
+            let reason = reason();
             self.listed.push(Refusal { line, column: 0, code, reason, raw: String::new() });
         }
     }
+}
+
+/// How many series a table may still make today.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewSeries {
+    /// Per table and day; 0 is no limit.
+    pub(crate) per_day: u64,
+    /// Made today before this batch.
+    pub(crate) seen: u64,
 }
 
 /// A batch that fits its table.
@@ -51,11 +61,13 @@ pub(crate) struct Resolved {
 
 /// Fits `batch` to `schema` and `dictionary`; `None` if no row is left. Rows in `batch` whose
 /// number (`line`) is below `first_line` are known already and dropped without a refusal.
+#[expect(clippy::too_many_arguments, reason = "one step of the writer, pure, apart for its length")]
 pub(crate) fn resolve(
     mut batch: TableBatch,
     schema: &mut TableSchema,
     dictionary: &SeriesDictionary,
     limits: &EngineLimits,
+    today: NewSeries,
     now_ns: i64,
     first_line: u32,
     refusals: &mut Refusals,
@@ -77,7 +89,8 @@ pub(crate) fn resolve(
             }, &batch.line, refusals);
         }
     }
-    let (sids, ordinals) = resolve_series(&batch, schema, dictionary, limits, &mut keep, refusals);
+    let (sids, ordinals) =
+        resolve_series(&batch, schema, dictionary, limits, today, &mut keep, refusals);
     let (fields, field_ids) = resolve_fields(&mut batch, schema, limits, &mut keep, refusals);
     batch.fields = fields;
     let mut out = Resolved { batch, field_ids, sids, ordinals };
@@ -138,7 +151,7 @@ impl Keep {
     ) {
         if self.has(row) {
             self.drop_silently(row);
-            refusals.add(lines.get(row).copied().unwrap_or(0), code, reason());
+            refusals.add(lines.get(row).copied().unwrap_or(0), code, reason);
         }
     }
 }
@@ -148,9 +161,18 @@ fn resolve_series(
     schema: &mut TableSchema,
     dictionary: &SeriesDictionary,
     limits: &EngineLimits,
+    mut today: NewSeries,
     keep: &mut Keep,
     refusals: &mut Refusals,
 ) -> (Vec<SeriesId>, Vec<u32>) {
+    // One pass over the rows, not one per series: a batch may be all new series.
+    let mut wanted = vec![false; batch.series_keys.len()];
+    for (row, series) in batch.series.iter().enumerate() {
+        if let Some(wanted) = wanted.get_mut(*series as usize).filter(|_| keep.has(row)) {
+            *wanted = true;
+        }
+    }
+    let mut problems: Vec<Option<(RefusalCode, String)>> = vec![None; batch.series_keys.len()];
     let mut sids = Vec::with_capacity(batch.series_keys.len());
     let mut ordinals = Vec::with_capacity(batch.series_keys.len());
     for (index, key) in batch.series_keys.iter().enumerate() {
@@ -160,22 +182,18 @@ fn resolve_series(
             continue;
         }
         // Series whose rows are all dropped already must not enter the dictionary.
-        let wanted =
-            batch.series.iter().enumerate().any(|(row, s)| *s as usize == index && keep.has(row));
-        let problem =
-            if wanted { new_series_problem(key, schema, dictionary, limits) } else { None };
-        if let Some((code, reason)) = &problem {
-            for (row, s) in batch.series.iter().enumerate() {
-                if *s as usize == index {
-                    keep.refuse(row, *code, || reason.clone(), &batch.line, refusals);
-                }
-            }
-        }
+        let wanted = wanted.get(index).copied().unwrap_or(false);
+        let problem = wanted.then(|| new_series_problem(key, schema, dictionary, limits, today));
+        let problem = problem.flatten();
         if problem.is_some() || !wanted {
+            if let Some(at) = problems.get_mut(index) {
+                *at = problem;
+            }
             sids.push(SeriesId(0));
             ordinals.push(u32::MAX);
             continue;
         }
+        today.seen += 1;
         for (name, _) in key.tags() {
             if schema.tag(name).is_none() {
                 let id = schema.next_column_id();
@@ -187,6 +205,11 @@ fn resolve_series(
         sids.push(sid);
         ordinals.push(ordinal);
     }
+    for (row, series) in batch.series.iter().enumerate() {
+        if let Some(Some((code, reason))) = problems.get(*series as usize) {
+            keep.refuse(row, *code, || reason.clone(), &batch.line, refusals);
+        }
+    }
     (sids, ordinals)
 }
 
@@ -195,7 +218,17 @@ fn new_series_problem(
     schema: &TableSchema,
     dictionary: &SeriesDictionary,
     limits: &EngineLimits,
+    today: NewSeries,
 ) -> Option<(RefusalCode, String)> {
+    if today.per_day > 0 && today.seen >= today.per_day {
+        return Some((
+            RefusalCode::Quota,
+            format!(
+                "table `{}` has had {} new series today (UTC), its limit; rows of series that it knows are taken, so look for a tag whose values never repeat, or ask the operator for a higher limit",
+                schema.name, today.per_day
+            ),
+        ));
+    }
     if dictionary.len() >= limits.series_per_table {
         return Some((
             RefusalCode::Quota,

@@ -6,7 +6,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 use arc_swap::ArcSwap;
@@ -74,6 +74,8 @@ pub(crate) struct TableHandle {
     pub writes: WriteCounters,
     /// Whether new rows wait until merges have caught up.
     slowed: AtomicBool,
+    /// The UTC day (since 1970) of the last new series, and how many that day had: 32 bits each.
+    new_series: AtomicU64,
 }
 
 impl TableHandle {
@@ -95,6 +97,7 @@ impl TableHandle {
             flushed_tags: AtomicUsize::new(flushed_tags),
             writes: WriteCounters::default(),
             slowed: AtomicBool::new(false),
+            new_series: AtomicU64::new(0),
             current: ArcSwap::from_pointee(TableVersion {
                 schema: Arc::new(schema),
                 active: Vec::new(),
@@ -136,6 +139,20 @@ impl TableHandle {
 
     pub(crate) fn flushed_tags(&self) -> usize {
         self.flushed_tags.load(Ordering::Acquire)
+    }
+
+    /// New series that `day` has had.
+    pub(crate) fn new_series(&self, day: u32) -> u64 {
+        let seen = self.new_series.load(Ordering::Acquire);
+        if seen >> 32 == u64::from(day) { seen & u64::from(u32::MAX) } else { 0 }
+    }
+
+    /// Counts new series of `day`. Only the writer calls it, and the start before it.
+    pub(crate) fn count_new_series(&self, day: u32, added: u64) {
+        if added > 0 {
+            let count = (self.new_series(day) + added).min(u64::from(u32::MAX));
+            self.new_series.store(u64::from(day) << 32 | count, Ordering::Release);
+        }
     }
 
     /// Shows synced rows to readers; returns the bytes of the chunks that went into a larger one

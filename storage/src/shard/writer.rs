@@ -22,7 +22,7 @@ use millrace_wal::{KeyRef, Synced, Wal, WalError};
 
 use super::{
     record::{Origin, Record, RecordTable},
-    resolve::{Refusals, Resolved, resolve},
+    resolve::{NewSeries, Refusals, Resolved, resolve},
     table::TableHandle,
     tenant::TenantHandle,
     watermark::{Verdict, Watermarks, decide, line_of},
@@ -236,6 +236,14 @@ pub(crate) struct Sealed {
     pub(crate) streams: Vec<(TenantId, StreamKey, SeqNo)>,
     /// The next table id of each tenant.
     pub(crate) next_table_ids: Vec<(TenantId, u64)>,
+    /// The UTC day of the seal, as [`day_of`] counts them.
+    pub(crate) day: u32,
+}
+
+/// The UTC day of a wall-clock time, counted from 1970.
+pub(crate) fn day_of(now_ns: i64) -> u32 {
+    const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
+    u32::try_from(now_ns.div_euclid(DAY_NS)).unwrap_or(0)
 }
 
 /// See the module head.
@@ -417,6 +425,8 @@ impl ShardWriter {
         let now_ns = self.clock.now_ns();
         let limits = self.limits.clone();
         let shared = Arc::clone(&self.shared);
+        let day = day_of(now_ns);
+        let per_day = self.shared.series_per_day(request.tenant, limits.series_per_day);
         let tenant = self.tenant(request.tenant)?;
         let mut refusals = Refusals::default();
         let mut first_line = 0;
@@ -477,15 +487,20 @@ impl ShardWriter {
             let mut schema = TableSchema::clone(&table.schema);
             let version = schema.version;
             let series_before = table.handle.dictionary.bytes();
+            let known = table.handle.dictionary.len();
+            let today = NewSeries { per_day, seen: table.handle.new_series(day) };
             let resolved = resolve(
                 batch,
                 &mut schema,
                 &table.handle.dictionary,
                 &limits,
+                today,
                 now_ns,
                 first_line,
                 &mut refusals,
             );
+            let added = table.handle.dictionary.len().saturating_sub(known);
+            table.handle.count_new_series(day, added as u64);
             if schema.version != version {
                 table.schema = Arc::new(schema);
             }
@@ -607,7 +622,8 @@ impl ShardWriter {
             }
         }
         self.shared.sealed();
-        Sealed { lsn: self.shared.durable_lsn(), streams, next_table_ids }
+        let day = day_of(self.clock.now_ns());
+        Sealed { lsn: self.shared.durable_lsn(), streams, next_table_ids, day }
     }
 }
 

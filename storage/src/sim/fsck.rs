@@ -223,6 +223,7 @@ fn commit(disk: &SimDisk, change: impl FnOnce(&TableManifest, &mut TableDelta)) 
         added_files: Vec::new(),
         removed_files: Vec::new(),
         added_series: Vec::new(),
+        removed_series: Vec::new(),
     };
     change(now, &mut delta);
     let tables = [(now.schema.table_id, delta)].into_iter().collect();

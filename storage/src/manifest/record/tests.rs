@@ -83,8 +83,8 @@ fn file() -> impl Strategy<Value = Arc<FileEntry>> {
 }
 
 fn table() -> impl Strategy<Value = TableDelta> {
-    let series =
-        (section(), any::<u64>()).prop_map(|(section, count)| SeriesSection { section, count });
+    let series = (section(), any::<u64>(), any::<u32>())
+        .prop_map(|(section, count, day)| SeriesSection { section, count, day });
     (any::<String>(), schema(), vec(file(), 0..3), vec(series, 0..3)).prop_map(
         |(database, schema, added_files, added_series)| TableDelta {
             database,
