@@ -22,6 +22,7 @@ async fn fill(engine: &Engine) {
             database: "default".to_owned(),
             origin: Origin::Plain,
             tables,
+            sender: Default::default(),
         };
         engine.write(request).await.expect("durable");
     }

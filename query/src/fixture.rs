@@ -135,8 +135,13 @@ impl World {
             refusals_max: 10,
         };
         let tables = line::parse(lines.as_bytes(), &options).tables;
-        let request =
-            WriteRequest { tenant, database: database.to_owned(), origin: Origin::Plain, tables };
+        let request = WriteRequest {
+            tenant,
+            database: database.to_owned(),
+            origin: Origin::Plain,
+            tables,
+            sender: Default::default(),
+        };
         let receipt = self.runtime.block_on(self.storage.write(request)).unwrap();
         assert_eq!(receipt.refused(), 0, "{lines}");
     }

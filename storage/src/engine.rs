@@ -464,6 +464,11 @@ impl Engine {
         take_snapshot(&self.shared, &access).map(Arc::new)
     }
 
+    /// What the tenant's views are made of (stats.rs).
+    pub(crate) fn tenant_handle(&self, tenant: TenantId) -> Option<Arc<TenantHandle>> {
+        self.shared.tenant(tenant)
+    }
+
     /// Forgets cached files of a tenant whose keys were destroyed.
     pub fn purge(&self, tenant: TenantId) {
         self.access.cache.purge(tenant);

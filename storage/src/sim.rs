@@ -10,5 +10,5 @@ mod model;
 mod pins;
 mod planted_bugs;
 mod rows;
-mod world;
+pub(crate) mod world;
 mod zombie;

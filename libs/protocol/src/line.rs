@@ -30,6 +30,7 @@
 
 mod fault;
 mod parser;
+mod rows;
 mod scan;
 mod table;
 mod write;
@@ -43,6 +44,8 @@ mod tests;
 
 use std::str::FromStr;
 
+pub use rows::{RowTexts, table_of};
+pub(crate) use write::escape;
 pub use write::write_lines;
 
 use crate::batch::{Refusal, RowLimits, TableBatch};

@@ -14,6 +14,7 @@ use millrace_protocol::{
 };
 
 use super::{table::TableHandle, watermark::Watermarks};
+use crate::stats::TenantIngest;
 
 /// (database, table) -> handle.
 pub(crate) type Tables = BTreeMap<(String, String), Arc<TableHandle>>;
@@ -24,11 +25,18 @@ pub(crate) struct TenantHandle {
     pub(crate) id: TenantId,
     tables: RwLock<Arc<Tables>>,
     durable: Mutex<Watermarks>,
+    /// Counters of its ingest.
+    pub(crate) ingest: TenantIngest,
 }
 
 impl TenantHandle {
     pub(crate) fn new(id: TenantId, tables: Tables, durable: Watermarks) -> Self {
-        Self { id, tables: RwLock::new(Arc::new(tables)), durable: Mutex::new(durable) }
+        Self {
+            id,
+            tables: RwLock::new(Arc::new(tables)),
+            durable: Mutex::new(durable),
+            ingest: TenantIngest::default(),
+        }
     }
 
     /// All tables at this moment.
