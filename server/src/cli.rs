@@ -6,6 +6,7 @@
 
 mod client;
 mod manage;
+mod rejected;
 mod sql;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -56,6 +57,14 @@ enum Command {
         after_help = "Example:\n  MILLRACE_TOKEN=... millrace sql --url https://localhost:8443 --ca ./data/tls/ca.pem --format csv 'SELECT * FROM cpu LIMIT 3'"
     )]
     Sql(sql::SqlArgs),
+    /// Show refused rows, and send them again.
+    #[command(
+        after_help = "Example:\n  MILLRACE_TOKEN=... millrace rejected replay --code quota --url https://localhost:8443 --ca ./data/tls/ca.pem"
+    )]
+    Rejected {
+        #[command(subcommand)]
+        command: rejected::RejectedCommand,
+    },
     /// Show a running server's figures.
     #[command(
         after_help = "Example:\n  millrace status --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
@@ -111,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Token { command } => manage::token(command),
         Command::Device { command } => manage::device(command),
         Command::Sql(args) => sql::run(args),
+        Command::Rejected { command } => rejected::run(command),
         Command::Status(args) => manage::status(args),
         Command::Demo(args) => crate::demo::run(args),
         Command::Edge { args } => return crate::demo::forwarder(args),

@@ -3,5 +3,6 @@
 pub mod admit;
 pub mod decode;
 pub mod locate;
+pub mod raw;
 
 pub use admit::Admission;

@@ -21,6 +21,9 @@ pub use ipc::{COLUMNS_MAX, DICTIONARY_BYTES_MAX, INFLATED_BYTES_MAX, IpcError, M
 pub use outgoing::to_record_batch;
 pub use rendered::row_as_line;
 
+/// What [`from_record_batch`] reads.
+pub use ::arrow::array::RecordBatch;
+
 use crate::name::BadName;
 
 /// Key of a column's metadata: `time`, `tag` or `field`.

@@ -276,6 +276,8 @@ fn batch(rows: &[Row], source: &str, precision: &str, first: i64) -> TableBatch 
         texts("raw", rows.iter().map(|r| r.raw.as_str())),
         integers("raw_bytes", rows.iter().map(|r| r.raw_bytes)),
         texts("precision", rows.iter().map(|_| precision)),
+        // There from the first row on, so that queries can name it.
+        integers("replayed_at", rows.iter().map(|_| 0)),
     ];
     out
 }
