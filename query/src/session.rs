@@ -4,6 +4,15 @@
 
 use std::sync::Arc;
 
+use crate::{
+    engine::QueryLimits,
+    functions::{self, Operators, Stop},
+    interrupt::Interruptible,
+    listing::Listing,
+    pool::{QueryMemory, SharedMemory},
+    provider::SnapshotTable,
+    system::{SYSTEM, Sources, System},
+};
 use datafusion::{
     catalog::{
         CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
@@ -20,15 +29,6 @@ use datafusion::{
     logical_expr::{Expr, LogicalPlan},
     prelude::{SessionConfig, SessionContext},
     scalar::ScalarValue,
-};
-use crate::{
-    engine::QueryLimits,
-    functions::{self, Operators, Stop},
-    interrupt::Interruptible,
-    listing::Listing,
-    pool::{QueryMemory, SharedMemory},
-    provider::SnapshotTable,
-    system::{SYSTEM, Sources, System},
 };
 use millrace_storage::TenantSnapshot;
 

@@ -154,12 +154,13 @@ impl TenantIngest {
 
     fn list(&self) -> Vec<IngestEntry> {
         let entries = self.lock();
-        let entry = |database: &str, table: &str, source: &str, counts: &IngestCounts| IngestEntry {
-            database: database.to_owned(),
-            table: table.to_owned(),
-            source: source.to_owned(),
-            counts: *counts,
-        };
+        let entry =
+            |database: &str, table: &str, source: &str, counts: &IngestCounts| IngestEntry {
+                database: database.to_owned(),
+                table: table.to_owned(),
+                source: source.to_owned(),
+                counts: *counts,
+            };
         let mut out = Vec::with_capacity(entries.len + 1);
         for (database, tables) in &entries.by_name {
             for (table, sources) in tables {

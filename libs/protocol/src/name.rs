@@ -110,8 +110,7 @@ mod tests {
         assert_eq!(refused(NameOf::Tag, "time"), BadName::Time);
         assert_eq!(refused(NameOf::Table, "_monitor"), BadName::Own);
         assert_eq!(check_name(NameOf::Tag, "_measurement"), Ok(()));
-        for name in ["m_", "system.cpu", "a b", "C:\\", "\"q\"", "Straße", "温度", "="]
-        {
+        for name in ["m_", "system.cpu", "a b", "C:\\", "\"q\"", "Straße", "温度", "="] {
             for of in [NameOf::Table, NameOf::Tag, NameOf::Field] {
                 assert_eq!(check_name(of, name), Ok(()), "{name}");
             }

@@ -23,9 +23,8 @@ pub(super) fn time() -> DataType {
 
 /// Names and types; those in `nullable` may be absent.
 pub(super) fn schema(columns: &[(&str, DataType)], nullable: &[&str]) -> SchemaRef {
-    let field = |(name, ty): &(&str, DataType)| {
-        Field::new(*name, ty.clone(), nullable.contains(name))
-    };
+    let field =
+        |(name, ty): &(&str, DataType)| Field::new(*name, ty.clone(), nullable.contains(name));
     Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()))
 }
 

@@ -5,7 +5,7 @@
 //! its own gets the time at which it was refused. Never: records a second refusal of a row that
 //! has one, or marks a row that `_rejected` does not have a series for.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use axum::{
     Json,
@@ -161,7 +161,8 @@ pub(crate) async fn replay(
     let tenant = policy::to_write(&principal)?.tenant();
     let Json(replay) = body.map_err(json_problem)?;
     if replay.rows.len() > ROWS_MAX {
-        let most = format!("{} rows are too many for one request; send {ROWS_MAX}", replay.rows.len());
+        let most =
+            format!("{} rows are too many for one request; send {ROWS_MAX}", replay.rows.len());
         return Err(Problem::new(Code::BadParameter, most));
     }
     let mut refused = Refused::default();

@@ -173,7 +173,8 @@ pub(crate) async fn v3(
     let precision = precision_of(&target, Precision::Auto)?;
     let database = database_of(&target);
     let outcome =
-        store(&state, scope.tenant(), source, database, precision, !partial, &headers, body?).await?;
+        store(&state, scope.tenant(), source, database, precision, !partial, &headers, body?)
+            .await?;
     if outcome.refused == 0 {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }

@@ -158,9 +158,8 @@ fn list(filter: &Filter, limit: u32, all: bool) -> Result<(), Failure> {
         say(&serde_json::to_string_pretty(&rows)?);
         return Ok(());
     }
-    let text = |row: &Value, name: &str| {
-        row.get(name).and_then(Value::as_str).unwrap_or("-").to_owned()
-    };
+    let text =
+        |row: &Value, name: &str| row.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
     for row in &rows {
         let raw: String = text(row, "raw").chars().take(120).collect();
         let [time, table, code, reason] =
@@ -246,7 +245,9 @@ fn report(filter: &Filter, dry_run: bool, outcome: &Outcome) -> Result<(), Failu
     let Outcome { found, replayed, refused, skipped } = outcome;
     if dry_run {
         let rows = found - skipped;
-        say(&format!("{rows} rows would be sent, {skipped} cannot: their text is cut or not UTF-8"));
+        say(&format!(
+            "{rows} rows would be sent, {skipped} cannot: their text is cut or not UTF-8"
+        ));
         return Ok(());
     }
     for row in refused.iter().take(10) {

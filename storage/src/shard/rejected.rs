@@ -223,7 +223,7 @@ impl Collector {
     /// series of every line.
     pub(crate) fn batch(
         mut self,
-        into: &Into<'_>,
+        into: &Destination<'_>,
         known: impl Fn(&str) -> bool,
         limits: &RejectedLimits,
         allowance: &mut Allowance,
@@ -241,7 +241,7 @@ impl Collector {
 }
 
 /// Where recorded rows go, and who sent them.
-pub(crate) struct Into<'a> {
+pub(crate) struct Destination<'a> {
     pub(crate) source: &'a str,
     pub(crate) database: &'a str,
     pub(crate) table: &'a TableHandle,

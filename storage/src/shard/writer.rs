@@ -23,7 +23,7 @@ use millrace_wal::{KeyRef, Synced, Wal, WalError};
 
 use super::{
     record::{Origin, Record, RecordTable},
-    rejected::{Allowance, Collector, Into, Rejects, Sender},
+    rejected::{Allowance, Collector, Destination, Rejects, Sender},
     resolve::{Refusals, Resolved, resolve},
     table::TableHandle,
     tenant::TenantHandle,
@@ -394,9 +394,7 @@ impl ShardWriter {
             let tables = handle
                 .tables()
                 .iter()
-                .map(|(name, table)| {
-                    (name.clone(), TableState::of(Arc::clone(table)))
-                })
+                .map(|(name, table)| (name.clone(), TableState::of(Arc::clone(table))))
                 .collect::<BTreeMap<_, _>>();
             let highest = tables.values().map(|t| t.handle.table_id).max().unwrap_or(0);
             let pending = handle.all_durable();
@@ -660,6 +658,7 @@ impl TenantState {
     }
 
     /// Fits one batch to its table; `None` if no row is left.
+    #[expect(clippy::too_many_arguments, reason = "one step of one loop, split for its length")]
     fn fit(
         &mut self,
         database: &str,
@@ -725,7 +724,7 @@ impl TenantState {
         let database = noted.database.as_str();
         let mut allowance = std::mem::take(&mut self.allowance);
         let handle = Arc::clone(&self.table(&(database.to_owned(), REJECTED_TABLE.into())).handle);
-        let into = Into { source: &noted.source, database, table: &handle };
+        let into = Destination { source: &noted.source, database, table: &handle };
         let known = |table: &str| self.knows(database, table);
         let batch = collector.batch(&into, known, &limits.rejected, &mut allowance, now_ns);
         self.allowance = allowance;

@@ -23,8 +23,9 @@ fn ghost(zombie: &mut Shard) -> Result<(), WriteError> {
         tenant: TENANT,
         database: "default".into(),
         origin: Origin::Plain,
-        tables: rows::batches(&[row]), sender: Default::default(),
-};
+        tables: rows::batches(&[row]),
+        sender: Default::default(),
+    };
     zombie.write(vec![request]).remove(0).map(|_| ())
 }
 

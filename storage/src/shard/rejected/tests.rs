@@ -174,20 +174,17 @@ fn what_is_over_a_cap_is_dropped_and_counted_and_the_good_rows_stay() {
 
 #[test]
 fn a_table_of_refusals_is_bounded_in_series_however_many_tables_are_named() {
-    let mut w = World::seeded(1);
-    w.open().unwrap();
-    let listed: Vec<_> =
-        (1..=200).map(|n| Rejected { table: Some(format!("t{n}")), ..refused(n) }).collect();
-    let rejects =
-        Rejects { listed: listed.clone(), count: 200, raw: Arc::new(Numbered), precision: "ns" };
-    let rejects = Rejects { listed, ..rejects };
+    let mut rejects = sender(1..=200).rejects.unwrap();
+    for row in &mut rejects.listed {
+        row.table = Some(format!("t{}", row.line));
+    }
     let mut allowance = Allowance::default();
     let limits = RejectedLimits { series: 0, ..RejectedLimits::default() };
     let all = Collector::new(rejects, 0, &mut allowance, &limits, 0);
     let schema = crate::schema::TableSchema::new(1, REJECTED_TABLE);
     let dictionary = crate::series::dictionary::SeriesDictionary::new(1);
     let table = TableHandle::new("d".into(), schema, dictionary, Vec::new(), false);
-    let into = Into { source: "s", database: "d", table: &table };
+    let into = Destination { source: "s", database: "d", table: &table };
     let batch = all.batch(&into, |name| name == "t7", &limits, &mut allowance, 0);
     let names: Vec<_> = batch.series_keys.iter().map(|k| k.get("table_name")).collect();
     assert_eq!(names, [None, Some("t7")]);
