@@ -47,6 +47,7 @@ async fn fill(engine: &Engine, batches: Vec<Vec<TableBatch>>) {
             database: "default".to_owned(),
             origin: Origin::Plain,
             tables,
+            sender: Default::default(),
         };
         engine.write(request).await.expect("durable");
     }

@@ -34,8 +34,13 @@ fn scan(c: &mut Criterion) {
         let engine = fixture::engine(folder.path(), 1 << 30).await.expect("opens");
         for tables in fixture::batches(HOSTS, ROWS, 10_000) {
             let database = "default".to_owned();
-            let request =
-                WriteRequest { tenant: fixture::tenant(), database, origin: Origin::Plain, tables };
+            let request = WriteRequest {
+                tenant: fixture::tenant(),
+                database,
+                origin: Origin::Plain,
+                tables,
+                sender: Default::default(),
+            };
             engine.write(request).await.expect("durable");
         }
         engine.flush().await.expect("flushes");

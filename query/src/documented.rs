@@ -15,6 +15,7 @@ use crate::{
     functions::Stop,
     pool::SharedMemory,
     session::{self, Bounds},
+    system::Sources,
 };
 
 const PAGE: &str = include_str!("../../docs/sql.md");
@@ -81,10 +82,13 @@ fn listed(heading: &str) -> BTreeSet<&str> {
 #[test]
 fn the_page_lists_every_function_and_no_other() {
     let world = World::sample();
-    let snapshot = world.storage.snapshot(crate::fixture::TENANT).unwrap();
+    let tenant = crate::fixture::TENANT;
+    let snapshot = world.storage.snapshot(tenant).unwrap();
+    let storage = std::sync::Arc::clone(&world.storage);
+    let sources = Sources { snapshot, storage, tenant, now_ns: 0 };
     let (limits, memory, stop) = (limits(), SharedMemory::new(1), Stop::default());
     let bounds = Bounds { limits: &limits, memory: &memory, stop: &stop };
-    let state = session::open(&snapshot, "default", &bounds).unwrap().state();
+    let state = session::open(&sources, "default", &bounds).unwrap().state();
     let mut known: BTreeSet<String> = state.udfs().into_iter().collect();
     known.extend(state.udafs());
     known.extend(state.udwfs());

@@ -29,6 +29,7 @@ use crate::{
     params::Params,
     pool::SharedMemory,
     session::{self, Bounds},
+    system::Sources,
 };
 
 /// Bounds of every query.
@@ -125,6 +126,7 @@ type Deadline = futures::future::Shared<BoxFuture<'static, ()>>;
 struct Work {
     storage: Arc<Engine>,
     tenant: TenantId,
+    now_ns: i64,
     database: String,
     sql: String,
     params: Params,
@@ -174,6 +176,7 @@ impl QueryEngine {
         let work = Work {
             storage: Arc::clone(&self.storage),
             tenant,
+            now_ns: clock.now_ns(),
             database: database.to_owned(),
             sql: sql.to_owned(),
             params,
@@ -244,7 +247,13 @@ async fn execute(
     let snapshot =
         work.storage.snapshot(work.tenant).map_err(|e| QueryError::Unavailable(e.to_string()))?;
     let bounds = Bounds { limits: &work.limits, memory: &work.memory, stop: &work.stop };
-    let context = session::open(&snapshot, &work.database, &bounds)?;
+    let sources = Sources {
+        snapshot,
+        storage: Arc::clone(&work.storage),
+        tenant: work.tenant,
+        now_ns: work.now_ns,
+    };
+    let context = session::open(&sources, &work.database, &bounds)?;
     let plan = context.state().statement_to_plan(statement).await?;
     SQLOptions::new()
         .with_allow_ddl(false)

@@ -18,7 +18,7 @@ use millrace_protocol::{
     ids::TenantId,
     line::{self, LineOptions, Precision},
 };
-use millrace_storage::{Engine, EngineConfig, EngineLimits, Origin, WriteRequest};
+use millrace_storage::{Engine, EngineConfig, EngineLimits, Origin, Sender, WriteRequest};
 
 use crate::{Format, Params, QueryEngine, QueryError, QueryLimits, result};
 
@@ -135,8 +135,13 @@ impl World {
             refusals_max: 10,
         };
         let tables = line::parse(lines.as_bytes(), &options).tables;
-        let request =
-            WriteRequest { tenant, database: database.to_owned(), origin: Origin::Plain, tables };
+        let request = WriteRequest {
+            tenant,
+            database: database.to_owned(),
+            origin: Origin::Plain,
+            tables,
+            sender: Sender { source: "press-line".to_owned(), rejects: None },
+        };
         let receipt = self.runtime.block_on(self.storage.write(request)).unwrap();
         assert_eq!(receipt.refused(), 0, "{lines}");
     }

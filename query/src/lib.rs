@@ -26,6 +26,7 @@ mod prune;
 pub mod result;
 mod scan;
 mod session;
+mod system;
 
 pub use engine::{QueryAnswer, QueryEngine, QueryLimits};
 pub use error::QueryError;

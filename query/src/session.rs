@@ -4,6 +4,15 @@
 
 use std::sync::Arc;
 
+use crate::{
+    engine::QueryLimits,
+    functions::{self, Operators, Stop},
+    interrupt::Interruptible,
+    listing::Listing,
+    pool::{QueryMemory, SharedMemory},
+    provider::SnapshotTable,
+    system::{SYSTEM, Sources, System},
+};
 use datafusion::{
     catalog::{
         CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
@@ -22,15 +31,6 @@ use datafusion::{
     scalar::ScalarValue,
 };
 use millrace_storage::TenantSnapshot;
-
-use crate::{
-    engine::QueryLimits,
-    functions::{self, Operators, Stop},
-    interrupt::Interruptible,
-    listing::Listing,
-    pool::{QueryMemory, SharedMemory},
-    provider::SnapshotTable,
-};
 
 /// The name of the one catalogue.
 pub(crate) const CATALOG: &str = "millrace";
@@ -67,14 +67,15 @@ pub(crate) struct Bounds<'a> {
     pub(crate) stop: &'a Stop,
 }
 
-/// A context that sees `snapshot` and nothing else.
+/// A context that sees these sources, which are one tenant's, and nothing else.
 pub(crate) fn open(
-    snapshot: &TenantSnapshot,
+    sources: &Sources,
     database: &str,
     bounds: &Bounds<'_>,
 ) -> Result<SessionContext> {
     let catalogs: Arc<dyn CatalogProviderList> = Arc::new(MemoryCatalogProviderList::new());
-    let catalog = catalog(snapshot, database)?;
+    let catalog = catalog(&sources.snapshot, database)?;
+    catalog.register_schema(SYSTEM, Arc::new(System(sources.clone())))?;
     let listing = Arc::new(Listing::new(Arc::clone(&catalogs)));
     catalog.register_schema(INFORMATION_SCHEMA, listing)?;
     catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));

@@ -9,6 +9,7 @@ mod code;
 mod flight;
 mod problem;
 mod query;
+pub(crate) mod rejected;
 mod request;
 mod write;
 
@@ -75,6 +76,7 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/api/v1/devices/{id}", axum::routing::delete(admin::revoke_device))
         .route("/api/v1/claims", post(admin::create_claim))
         .route("/api/v1/status", get(admin::status))
+        .route("/api/v1/rejected/replay", post(rejected::replay))
         .route("/api/v1/device/enrol", post(admin::enrol))
         .route("/api/v1/device/streams", get(admin::streams))
         .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))

@@ -7,6 +7,7 @@
 mod client;
 mod fsck;
 mod manage;
+mod rejected;
 mod sql;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -57,6 +58,14 @@ enum Command {
         after_help = "Example:\n  MILLRACE_TOKEN=... millrace sql --url https://localhost:8443 --ca ./data/tls/ca.pem --format csv 'SELECT * FROM cpu LIMIT 3'"
     )]
     Sql(sql::SqlArgs),
+    /// Show refused rows, and send them again.
+    #[command(
+        after_help = "Example:\n  MILLRACE_TOKEN=... millrace rejected replay --code quota --url https://localhost:8443 --ca ./data/tls/ca.pem"
+    )]
+    Rejected {
+        #[command(subcommand)]
+        command: rejected::RejectedCommand,
+    },
     /// Show a running server's figures.
     #[command(
         after_help = "Example:\n  millrace status --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
@@ -116,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Token { command } => manage::token(command),
         Command::Device { command } => manage::device(command),
         Command::Sql(args) => sql::run(args),
+        Command::Rejected { command } => rejected::run(command),
         Command::Status(args) => manage::status(args),
         Command::Fsck(args) => return fsck::run(&args),
         Command::Demo(args) => crate::demo::run(args),

@@ -4,6 +4,7 @@ pub mod admit;
 pub mod budget;
 pub mod decode;
 pub mod locate;
+pub mod raw;
 
 pub use admit::Admission;
 pub use budget::{Budgets, OverBudget};

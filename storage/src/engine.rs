@@ -644,6 +644,11 @@ impl Engine {
         self.running.load().shared.tenant(tenant).map(|t| t.history.all()).unwrap_or_default()
     }
 
+    /// What the tenant's views are made of (stats.rs).
+    pub(crate) fn tenant_handle(&self, tenant: TenantId) -> Option<Arc<TenantHandle>> {
+        self.running.load().shared.tenant(tenant)
+    }
+
     /// Forgets cached files of a tenant whose keys were destroyed.
     pub fn purge(&self, tenant: TenantId) {
         self.running.load().access.cache.purge(tenant);

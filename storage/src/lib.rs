@@ -29,6 +29,7 @@ mod shared;
 #[cfg(test)]
 mod sim;
 mod snapshot;
+pub mod stats;
 mod text;
 
 pub use compaction::{
@@ -47,6 +48,7 @@ pub use schema::{FieldDef, TableSchema, TagColumn};
 pub use series::dictionary::{SeriesEntry, SeriesView};
 pub use shard::{
     record::Origin,
+    rejected::{REJECTED_ROWS_PER_WRITE, RawRows, Rejected, RejectedLimits, Rejects, Sender},
     replay::{ReplayError, ReplayReport},
     writer::{Receipt, WriteError, WriteRequest},
 };

@@ -4,6 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use millrace_platform::budget::MemoryBudget;
 
+use crate::shard::rejected::RejectedLimits;
+
 /// Bounds of one engine; the defaults are the design's.
 #[derive(Debug, Clone)]
 pub struct EngineLimits {
@@ -44,6 +46,8 @@ pub struct EngineLimits {
     pub tags_per_table: usize,
     /// Fields per table.
     pub fields_per_table: usize,
+    /// How much of what is refused is recorded.
+    pub rejected: RejectedLimits,
     /// Writes that may wait for the shard's writer.
     pub queue: usize,
     /// Writes that one sync may cover.
@@ -108,6 +112,7 @@ impl Default for EngineLimits {
             series_per_day: 0,
             tags_per_table: 256,
             fields_per_table: 1024,
+            rejected: RejectedLimits::default(),
             queue: 1024,
             group_writes: 256,
             group_bytes: 8 << 20,

@@ -90,7 +90,7 @@ impl Maintenance {
                 removed_series: Vec::new(),
             });
             change.removed_series.push(section.section);
-            change.added_series.push(SeriesSection { section: copied, count: section.count });
+            change.added_series.push(SeriesSection { section: copied, ..section });
             moved += 1;
         }
         if moved > 0 {
@@ -143,7 +143,7 @@ mod tests {
         let mut file = entry(9, 0, (0, 1), (1, 1), 1);
         file.parquet = at(1, 500);
         file.directory = at(1, 10);
-        let sections = [1, 2, 3].map(|o| SeriesSection { section: at(o, 100), count: 1 });
+        let sections = [1, 2, 3].map(|o| SeriesSection { section: at(o, 100), count: 1, day: 0 });
         let table = TableManifest {
             database: "d".into(),
             schema: TableSchema::new(1, "t"),

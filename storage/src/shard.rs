@@ -5,6 +5,7 @@
 //! publishes a row that is not durable.
 
 pub(crate) mod record;
+pub(crate) mod rejected;
 pub(crate) mod replay;
 pub(crate) mod resolve;
 pub(crate) mod table;

@@ -64,6 +64,7 @@ impl Shared {
             memtable_rows: AtomicUsize::new(0),
             sealed_bytes: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
+            series_per_day: RwLock::default(),
         }
     }
 

@@ -105,6 +105,7 @@ fn an_idle_tenant_of_twenty_tables_costs_no_more_memory_than_it_did() {
                 database: "default".to_owned(),
                 origin: Origin::Plain,
                 tables: (0..TABLES).map(batch).collect(),
+                sender: Default::default(),
             };
             assert_eq!(shard.write(vec![request]).remove(0).unwrap().refused(), 0);
         }

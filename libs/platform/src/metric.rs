@@ -36,6 +36,12 @@ metrics! {
     IngestOverBudget = "millrace_ingest_over_budget_total", "counter";
     /// Batches re-sent and acknowledged without effect, by tenant.
     IngestDuplicates = "millrace_ingest_duplicate_batches_total", "counter";
+    /// Refused rows recorded in `_rejected`, by tenant.
+    RejectedRecorded = "millrace_rejected_rows_recorded_total", "counter";
+    /// Refused rows beyond the caps of `_rejected`, which are only counted, by tenant.
+    RejectedDropped = "millrace_rejected_rows_dropped_total", "counter";
+    /// Entries of `system.ingest`, of all tenants.
+    IngestSources = "millrace_ingest_sources", "gauge";
     /// Syncs of the write-ahead log.
     WalSyncs = "millrace_wal_syncs_total", "counter";
     /// Bytes appended to the write-ahead log.

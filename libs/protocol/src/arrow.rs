@@ -12,12 +12,17 @@
 mod incoming;
 mod ipc;
 mod outgoing;
+mod rendered;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use incoming::{from_record_batch, from_record_batch_seeded};
+pub use incoming::{from_record_batch, from_record_batch_listing, from_record_batch_seeded};
 pub use ipc::{COLUMNS_MAX, DICTIONARY_BYTES_MAX, INFLATED_BYTES_MAX, IpcError, MessageDecoder};
 pub use outgoing::to_record_batch;
+pub use rendered::row_as_line;
+
+/// What [`from_record_batch`] reads.
+pub use ::arrow::array::RecordBatch;
 
 use crate::name::BadName;
 

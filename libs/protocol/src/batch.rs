@@ -374,6 +374,24 @@ pub enum RefusalCode {
     Quota,
 }
 
+impl RefusalCode {
+    /// As it stands in answers and in the table of refused rows.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Syntax => "syntax",
+            Self::NotUtf8 => "not_utf8",
+            Self::BadValue => "bad_value",
+            Self::NotFinite => "not_finite",
+            Self::BadName => "bad_name",
+            Self::TooLong => "too_long",
+            Self::BadTime => "bad_time",
+            Self::OutOfWindow => "out_of_window",
+            Self::TypeConflict => "type_conflict",
+            Self::Quota => "quota",
+        }
+    }
+}
+
 /// Limits that every decoder applies to each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowLimits {

@@ -30,6 +30,7 @@
 
 mod fault;
 mod parser;
+mod rows;
 mod scan;
 mod table;
 mod write;
@@ -43,6 +44,8 @@ mod tests;
 
 use std::str::FromStr;
 
+pub use rows::{RowTexts, table_of};
+pub(crate) use write::escape;
 pub use write::write_lines;
 
 use crate::batch::{Refusal, RowLimits, TableBatch};
@@ -68,6 +71,19 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Its shortest spelling.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Nanosecond => "ns",
+            Self::Microsecond => "us",
+            Self::Millisecond => "ms",
+            Self::Second => "s",
+            Self::Minute => "m",
+            Self::Hour => "h",
+        }
+    }
+
     /// Nanoseconds of `time` in this unit; `None` if they do not fit.
     pub const fn to_ns(self, time: i64) -> Option<i64> {
         let factor = match self {

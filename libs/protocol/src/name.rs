@@ -6,11 +6,12 @@
 //! |---|---|
 //! | any | 1 to [`NAME_BYTES_MAX`] bytes of UTF-8, no control characters |
 //! | any | does not start with `__`: kept for the product's own columns and tables |
-//! | table | is not `_rejected` (refused rows are read there), does not start with `#` (line protocol could not say it) |
+//! | table | does not start with `_`: kept for the server's own tables, of which `_rejected` is one |
+//! | table | does not start with `#` (line protocol could not say it) |
 //! | tag, field | is not `time` |
 //! | tag value | not empty, no line feed (line protocol could not say it), at most `RowLimits::text_bytes` |
 //!
-//! Allowed on purpose: other names that start with one `_`, `system.cpu` and other names with
+//! Allowed on purpose: tags and fields that start with one `_`, `system.cpu` and other names with
 //! dots, names with spaces, commas, quotes, equals signs and backslashes, any language.
 
 /// Longest table, tag or field name in bytes.
@@ -59,6 +60,9 @@ pub enum BadName {
     /// The table of refused rows.
     #[error("`{REJECTED_TABLE}` is reserved for refused rows")]
     Rejected,
+    /// A table of the server's own.
+    #[error("a table's name cannot start with `_`: such tables are the server's own")]
+    Own,
     /// Would be a comment in line protocol.
     #[error("a table's name cannot start with `#`")]
     Comment,
@@ -83,6 +87,7 @@ pub fn check_name(of: NameOf, name: &str) -> Result<(), BadName> {
     }
     match of {
         NameOf::Table if name == REJECTED_TABLE => Err(BadName::Rejected),
+        NameOf::Table if name.starts_with('_') => Err(BadName::Own),
         NameOf::Table if name.starts_with('#') => Err(BadName::Comment),
         NameOf::Tag | NameOf::Field if name == "time" => Err(BadName::Time),
         NameOf::Table | NameOf::Tag | NameOf::Field => Ok(()),
@@ -103,8 +108,9 @@ mod tests {
         assert_eq!(refused(NameOf::Table, "_rejected"), BadName::Rejected);
         assert_eq!(refused(NameOf::Table, "#note"), BadName::Comment);
         assert_eq!(refused(NameOf::Tag, "time"), BadName::Time);
-        for name in ["_measurement", "system.cpu", "a b", "C:\\", "\"q\"", "Straße", "温度", "="]
-        {
+        assert_eq!(refused(NameOf::Table, "_monitor"), BadName::Own);
+        assert_eq!(check_name(NameOf::Tag, "_measurement"), Ok(()));
+        for name in ["m_", "system.cpu", "a b", "C:\\", "\"q\"", "Straße", "温度", "="] {
             for of in [NameOf::Table, NameOf::Tag, NameOf::Field] {
                 assert_eq!(check_name(of, name), Ok(()), "{name}");
             }

@@ -20,18 +20,21 @@ use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::Box
 use millrace_control::{Principal, policy};
 use millrace_platform::metric::Metric;
 use millrace_protocol::{
-    arrow::{MessageDecoder, from_record_batch_seeded},
+    arrow::{MessageDecoder, REFUSALS_LISTED_MAX, from_record_batch_listing},
     batch::RowLimits,
     ids::DeviceId,
     stream::{PutAck, PutHeader},
 };
 use millrace_query::Params;
-use millrace_storage::{Origin, WriteRequest};
+use millrace_storage::{Origin, REJECTED_ROWS_PER_WRITE, Rejects, Sender, WriteRequest};
 use serde::Deserialize;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Code, Problem, State, auth};
-use crate::listener::Peer;
+use crate::{
+    ingest::raw::{self, BatchRows},
+    listener::Peer,
+};
 
 /// Messages of one stream that wait for their sync at once.
 const AHEAD: usize = 8;
@@ -145,19 +148,26 @@ fn put(
             .ok_or_else(|| refused(Code::Forbidden, "this device has been revoked"))?;
         let scope = policy::to_write_stream(&principal, header.key.device)
             .map_err(|e| status(Problem::from(e)))?;
-        let (database, table, refusals) =
-            from_record_batch_seeded(&batch, &RowLimits::default(), state.seed)
+        let (limits, most) = (RowLimits::default(), REJECTED_ROWS_PER_WRITE);
+        let (database, table, mut refusals) =
+            from_record_batch_listing(&batch, &limits, state.seed, most)
                 .map_err(|e| refused(Code::BadBatch, format!("{e}")))?;
         // The list is cut at a hundred; the count is not.
         let refused = (batch.num_rows() - table.rows()) as u64;
         let held = state.admission.hold(message.data_body.len() + table.memory_bytes());
         let bytes = message.data_body.len() as u64;
         state.budgets.charge(scope.tenant(), batch.num_rows() as u64, bytes);
+        let rows = BatchRows(batch);
+        let listed = raw::rejected(&refusals, Some(&table.table), &rows);
+        refusals.truncate(REFUSALS_LISTED_MAX);
+        let rejects = Rejects { listed, count: refused, raw: Arc::new(rows), precision: "ns" };
+        let source = raw::stream_source(&header.key);
         let request = WriteRequest {
             tenant: scope.tenant(),
             database,
             origin: Origin::Stream(header.clone()),
             tables: vec![table],
+            sender: Sender { source, rejects: Some(rejects) },
         };
         Ok(Some((header, refusals, refused, state.engine.write(request), held)))
     })();

@@ -3,7 +3,7 @@
 //! Each handler: authenticate, scope, admit, decode, parse, store, answer. Good rows are kept and
 //! bad ones named; an answer without an error means that every row is durable.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -16,9 +16,9 @@ use millrace_platform::metric::Metric;
 use millrace_protocol::{
     batch::{Refusal, RowLimits, TableBatch},
     ids::TenantId,
-    line::{self, LineOptions, Precision},
+    line::{self, LineOptions, Precision, RowTexts},
 };
-use millrace_storage::{Origin, WriteRequest};
+use millrace_storage::{Origin, REJECTED_ROWS_PER_WRITE, Rejects, Sender, WriteRequest};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -27,7 +27,10 @@ use super::{
     auth::Caller,
     request::{Parameters, Payload, Received, no_room},
 };
-use crate::ingest::{decode, locate};
+use crate::ingest::{
+    decode, locate,
+    raw::{self, BodyRows},
+};
 
 /// Refused lines that an answer lists.
 const LISTED_MAX: usize = 100;
@@ -61,9 +64,11 @@ fn precision_of(target: &Target, default: Precision) -> Result<Precision, Proble
     })
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call per endpoint, each with its own shape")]
 async fn store(
     state: &Arc<State>,
     tenant: TenantId,
+    source: String,
     database: String,
     precision: Precision,
     all_or_nothing: bool,
@@ -86,13 +91,15 @@ async fn store(
         default_time_ns: state.clock.now_ns(),
         default_time_step_ns: 0,
         limits: RowLimits::default(),
-        refusals_max: LISTED_MAX,
+        refusals_max: REJECTED_ROWS_PER_WRITE,
     };
     let seed = state.seed;
-    let (text, parsed) = tokio::task::spawn_blocking(move || {
+    let (text, parsed, listed) = tokio::task::spawn_blocking(move || {
         let text = decode::decode(encoding.as_deref(), body)?;
         let parsed = line::parse_seeded(&text, &options, seed);
-        Ok::<_, decode::DecodeError>((text, parsed))
+        let text = Arc::new(BodyRows(RowTexts::new(text)));
+        let listed = raw::rejected(&parsed.refusals, None, text.as_ref());
+        Ok::<_, decode::DecodeError>((text, parsed, listed))
     })
     .await
     .map_err(|_| Problem::new(Code::Internal, "the body could not be parsed"))?
@@ -106,15 +113,27 @@ async fn store(
     metrics::counter!(Metric::IngestBytes.name(), "tenant" => tenant.to_string())
         .increment(wire as u64);
     let mut outcome = Outcome { kept: 0, refused: parsed.refused, listed: parsed.refusals };
-    if parsed.tables.is_empty() || (all_or_nothing && parsed.refused > 0) {
+    outcome.listed.truncate(LISTED_MAX);
+    let nothing = parsed.tables.is_empty() && parsed.refused == 0;
+    if nothing || (all_or_nothing && parsed.refused > 0) {
         return Ok(outcome);
     }
-    let request = WriteRequest { tenant, database, origin: Origin::Plain, tables: parsed.tables };
+    // Refused rows are recorded together with the good ones: the answer says that both are durable.
+    let count = parsed.refused;
+    let rejects =
+        Rejects { listed, count, raw: Arc::clone(&text) as _, precision: precision.as_str() };
+    let request = WriteRequest {
+        tenant,
+        database,
+        origin: Origin::Plain,
+        tables: parsed.tables,
+        sender: Sender { source, rejects: Some(rejects) },
+    };
     let receipt = state.engine.write(request).await?;
     outcome.kept = receipt.rows();
     outcome.refused += receipt.refused();
     for refusal in receipt.refusals().iter().take(LISTED_MAX.saturating_sub(outcome.listed.len())) {
-        let line = line_text(&text, refusal.line);
+        let line = String::from_utf8_lossy(text.0.row(refusal.line));
         let column = locate::column(&line, refusal.code, &refusal.reason);
         let raw = line.chars().take(256).collect();
         outcome.listed.push(Refusal { raw, column, ..refusal.clone() });
@@ -130,12 +149,6 @@ fn decode_problem(e: decode::DecodeError) -> Problem {
         decode::DecodeError::Corrupt(_) => Code::BadBody,
     };
     Problem::new(code, e.to_string())
-}
-
-/// Line `number` (from 1) of a body.
-fn line_text(text: &[u8], number: u32) -> Cow<'_, str> {
-    let mut lines = text.split(|b| *b == b'\n');
-    String::from_utf8_lossy(lines.nth(number.saturating_sub(1) as usize).unwrap_or_default())
 }
 
 fn first_sentence(outcome: &Outcome) -> String {
@@ -161,12 +174,13 @@ pub(crate) async fn v3(
     headers: HeaderMap,
     Payload(body): Payload,
 ) -> Result<Response, Problem> {
-    let scope = policy::to_write(&principal)?;
+    let (scope, source) = (policy::to_write(&principal)?, raw::token_source(&principal));
     let partial = target.accept_partial.as_deref() != Some("false");
     let precision = precision_of(&target, Precision::Auto)?;
     let database = database_of(&target);
     let outcome =
-        store(&state, scope.tenant(), database, precision, !partial, &headers, body?).await?;
+        store(&state, scope.tenant(), source, database, precision, !partial, &headers, body?)
+            .await?;
     if outcome.refused == 0 {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -208,10 +222,10 @@ pub(crate) async fn v2(
     Payload(body): Payload,
 ) -> Response {
     let answer = async {
-        let scope = policy::to_write(&principal)?;
+        let (scope, source) = (policy::to_write(&principal)?, raw::token_source(&principal));
         let precision = precision_of(&target, Precision::Nanosecond)?;
         let database = database_of(&target);
-        store(&state, scope.tenant(), database, precision, false, &headers, body?).await
+        store(&state, scope.tenant(), source, database, precision, false, &headers, body?).await
     };
     match answer.await {
         Ok(outcome) if outcome.refused == 0 => StatusCode::NO_CONTENT.into_response(),
@@ -255,10 +269,10 @@ pub(crate) async fn v1(
     Payload(body): Payload,
 ) -> Response {
     let answer = async {
-        let scope = policy::to_write(&principal)?;
+        let (scope, source) = (policy::to_write(&principal)?, raw::token_source(&principal));
         let precision = precision_of(&target, Precision::Nanosecond)?;
         let database = database_of(&target);
-        store(&state, scope.tenant(), database, precision, false, &headers, body?).await
+        store(&state, scope.tenant(), source, database, precision, false, &headers, body?).await
     };
     match answer.await {
         Ok(outcome) if outcome.refused == 0 => StatusCode::NO_CONTENT.into_response(),

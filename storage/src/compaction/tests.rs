@@ -55,6 +55,7 @@ impl House {
             database: "default".into(),
             origin: Origin::Plain,
             tables: rows::batches(rows),
+            sender: Default::default(),
         };
         self.shard().write(vec![request]).remove(0)?;
         self.model.apply(rows);

@@ -11,6 +11,7 @@ use millrace_protocol::{
     value::FieldValues,
 };
 
+use super::rejected::{Collector, Rejected};
 use crate::{
     limits::EngineLimits,
     memtable::chunk::convert,
@@ -23,6 +24,10 @@ use crate::{
 pub(crate) struct Refusals {
     pub(crate) listed: Vec<Refusal>,
     pub(crate) count: u64,
+    /// The table whose rows are being judged.
+    pub(crate) table: String,
+    /// Where refused rows are recorded, if they are.
+    pub(crate) collector: Option<Collector>,
 }
 
 impl Refusals {
@@ -31,8 +36,16 @@ impl Refusals {
 
     fn add(&mut self, line: u32, code: RefusalCode, reason: impl FnOnce() -> String) {
         self.count += 1;
-        if self.listed.len() < Self::LISTED_MAX {
-            let reason = reason();
+        let lists = self.listed.len() < Self::LISTED_MAX;
+        if !lists && self.collector.is_none() {
+            return;
+        }
+        let reason = reason();
+        if let Some(collector) = &mut self.collector {
+            let (table, reason) = (Some(self.table.clone()), reason.clone());
+            collector.add(Rejected { table, line, column: 0, code, reason });
+        }
+        if lists {
             self.listed.push(Refusal { line, column: 0, code, reason, raw: String::new() });
         }
     }

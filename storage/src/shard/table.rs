@@ -141,6 +141,14 @@ impl TableHandle {
         self.flushed_tags.load(Ordering::Acquire)
     }
 
+    /// The largest time of any row, ns; `None` if there are none.
+    pub(crate) fn newest_ns(&self) -> Option<i64> {
+        let now = self.current.load();
+        let files = now.files.iter().map(|f| f.t_max);
+        let chunks = now.flushing.iter().chain(&now.active).map(|c| c.t_max);
+        files.chain(chunks).max()
+    }
+
     /// New series that `day` has had.
     pub(crate) fn new_series(&self, day: u32) -> u64 {
         let seen = self.new_series.load(Ordering::Acquire);

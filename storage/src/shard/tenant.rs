@@ -15,6 +15,7 @@ use millrace_protocol::{
 
 use super::{table::TableHandle, watermark::Watermarks};
 use crate::compaction::history::History;
+use crate::stats::TenantIngest;
 
 /// (database, table) -> handle.
 pub(crate) type Tables = BTreeMap<(String, String), Arc<TableHandle>>;
@@ -27,6 +28,8 @@ pub(crate) struct TenantHandle {
     durable: Mutex<Watermarks>,
     /// Its last merges.
     pub(crate) history: History,
+    /// Counters of its ingest.
+    pub(crate) ingest: TenantIngest,
 }
 
 impl TenantHandle {
@@ -36,6 +39,7 @@ impl TenantHandle {
             tables: RwLock::new(Arc::new(tables)),
             durable: Mutex::new(durable),
             history: History::default(),
+            ingest: TenantIngest::default(),
         }
     }
 

@@ -16,12 +16,14 @@ use millrace_platform::{clock::Clock, metric::Metric};
 use millrace_protocol::{
     batch::{Refusal, TableBatch},
     ids::{Lsn, SeqNo, TenantId},
+    name::REJECTED_TABLE,
     stream::StreamKey,
 };
 use millrace_wal::{KeyRef, Synced, Wal, WalError};
 
 use super::{
     record::{Origin, Record, RecordTable},
+    rejected::{Allowance, Collector, Destination, Rejects, Sender},
     resolve::{NewSeries, Refusals, Resolved, resolve},
     table::TableHandle,
     tenant::TenantHandle,
@@ -34,6 +36,7 @@ use crate::{
     schema::TableSchema,
     series::dictionary::SeriesDictionary,
     shared::Shared,
+    stats::{LATE_NS, Noted},
 };
 
 /// Rows to store.
@@ -47,6 +50,8 @@ pub struct WriteRequest {
     pub origin: Origin,
     /// The rows.
     pub tables: Vec<TableBatch>,
+    /// Who sent them, and what was refused on the way.
+    pub sender: Sender,
 }
 
 /// Proof that a write is durable. Made only from the log's `Synced`:
@@ -201,6 +206,8 @@ struct TableState {
     handle: Arc<TableHandle>,
     /// Includes columns of records that are appended but not yet synced.
     schema: Arc<TableSchema>,
+    /// The largest time written, ns; what rows are late against.
+    newest_ns: Option<i64>,
 }
 
 struct TenantState {
@@ -210,6 +217,8 @@ struct TenantState {
     tables: BTreeMap<(String, String), TableState>,
     next_table_id: u64,
     pending: Watermarks,
+    /// What it has recorded of refused rows.
+    allowance: Allowance,
 }
 
 /// A write that is appended and waits for the sync.
@@ -220,6 +229,9 @@ struct Appended {
     refusals: Refusals,
     mark: Option<(StreamKey, SeqNo)>,
     chunks: Vec<((String, String), Chunk)>,
+    /// Refused rows that are among the chunks.
+    recorded: u64,
+    noted: Noted,
 }
 
 enum Prepared {
@@ -398,15 +410,13 @@ impl ShardWriter {
             let tables = handle
                 .tables()
                 .iter()
-                .map(|(name, table)| {
-                    let schema = Arc::clone(&table.current.load().schema);
-                    (name.clone(), TableState { handle: Arc::clone(table), schema })
-                })
+                .map(|(name, table)| (name.clone(), TableState::of(Arc::clone(table))))
                 .collect::<BTreeMap<_, _>>();
             let highest = tables.values().map(|t| t.handle.table_id).max().unwrap_or(0);
             let pending = handle.all_durable();
             let next_table_id = shared.next_table_id(id).max(highest + 1);
-            TenantState { handle, key, secret, tables, next_table_id, pending }
+            let allowance = Allowance::default();
+            TenantState { handle, key, secret, tables, next_table_id, pending, allowance }
         });
         state.key = key;
         Ok(state)
@@ -446,6 +456,17 @@ impl ShardWriter {
                     let stream = Some((request.tenant, header.key.clone()));
                     metrics::counter!(Metric::IngestDuplicates.name(), "tenant" => request.tenant.to_string())
                         .increment(1);
+                    let table = request.tables.first().map_or("", |t| t.table.as_str());
+                    let known = tenant.knows(&request.database, table);
+                    let table = if known { table } else { "" };
+                    let noted = Noted::duplicate(
+                        &request.database,
+                        table,
+                        request.sender.source,
+                        header.rows(),
+                        now_ns,
+                    );
+                    tenant.handle.ingest.note(&noted);
                     return Ok(Prepared::Unchanged(refusals, true, stream));
                 }
                 Verdict::Missing => {
@@ -479,68 +500,82 @@ impl ShardWriter {
             metrics::counter!(Metric::WritesSlowed.name()).increment(1);
             return Err(WriteError::Busy(SLOWED));
         }
-        let mut tables = Vec::with_capacity(request.tables.len());
-        let mut ordinals = Vec::with_capacity(request.tables.len());
-        for batch in request.tables {
-            let name = (request.database.clone(), batch.table.clone());
-            let table = tenant.table(&name);
-            let mut schema = TableSchema::clone(&table.schema);
-            let version = schema.version;
-            let series_before = table.handle.dictionary.bytes();
-            let known = table.handle.dictionary.len();
-            let today = NewSeries { per_day, seen: table.handle.new_series(day) };
-            let resolved = resolve(
-                batch,
-                &mut schema,
-                &table.handle.dictionary,
-                &limits,
-                today,
-                now_ns,
+        let rules = Rules { limits: &limits, shared: &shared, now_ns, day, per_day, first_line };
+        let WriteRequest { tenant: id, database, origin, tables: batches, sender } = request;
+        let mut noted = Noted { database, source: sender.source, ..Noted::default() };
+        let database = &noted.database.clone();
+        if let Some(rejects) = sender.rejects {
+            tenant.note_rejects(&rejects, &batches, first_line, &mut noted);
+            let collector = Collector::new(
+                rejects,
                 first_line,
-                &mut refusals,
+                &mut tenant.allowance,
+                &limits.rejected,
+                now_ns,
             );
-            let added = table.handle.dictionary.len().saturating_sub(known);
-            table.handle.count_new_series(day, added as u64);
-            if schema.version != version {
-                table.schema = Arc::new(schema);
-            }
-            shared.note_series(&table.handle, series_before);
-            let Some(Resolved { batch, field_ids, sids, ordinals: by_key }) = resolved else {
-                continue;
-            };
-            let schema = &table.schema;
-            let tags = if schema.tags.len() > table.handle.flushed_tags() {
-                schema.tags.clone()
-            } else {
-                Vec::new()
-            };
-            ordinals.push(by_key);
-            tables.push(RecordTable {
-                table_id: table.handle.table_id,
-                tags,
-                field_ids,
-                sids,
-                batch,
-            });
+            refusals.collector = Some(collector);
         }
+        if let (Some(first), known @ 1..) = (batches.first(), first_line.saturating_sub(1)) {
+            noted.table(&first.table).duplicates += u64::from(known);
+        }
+        let mut tables = Vec::with_capacity(batches.len() + 1);
+        let mut ordinals = Vec::with_capacity(batches.len() + 1);
+        for batch in batches {
+            let fitted = tenant.fit(database, batch, &rules, &mut refusals, &mut noted);
+            if let Some((table, by_key)) = fitted {
+                tenant.note_rows(database, &table.batch, &mut noted);
+                tables.push(table);
+                ordinals.push(by_key);
+            }
+        }
+        let rows = tables.iter().map(|t| t.batch.rows() as u64).sum();
+        let mut recorded = 0;
+        if let Some(collector) = refusals.collector.take() {
+            recorded = collector.len() as u64;
+            let mut dropped = collector.dropped;
+            let part = tenant.rejected(&noted, collector, &rules);
+            if let Some((table, by_key)) = part {
+                tables.push(table);
+                ordinals.push(by_key);
+            } else {
+                dropped += std::mem::take(&mut recorded);
+            }
+            if dropped > 0 {
+                noted.table("").dropped += dropped;
+            }
+        }
+        noted.at(now_ns);
         if tables.is_empty() && mark.is_none() {
+            tenant.handle.ingest.note(&noted);
+            noted.count(id);
             return Ok(Prepared::Unchanged(refusals, false, None));
         }
-        let record = Record { origin: request.origin, database: request.database, tables };
         let key = tenant.key;
+        let mut record = Record { origin, database: noted.database.clone(), tables };
         self.payload.clear();
         record.encode(&mut self.payload);
-        let lsn = self.wal.append(key, &self.payload)?;
+        let lsn = match self.wal.append(key, &self.payload) {
+            // Good rows that fit are not refused because of what was said about bad ones.
+            Err(WalError::TooLarge { .. }) if recorded > 0 => {
+                record.tables.pop();
+                ordinals.pop();
+                noted.table("").dropped += recorded;
+                recorded = 0;
+                self.payload.clear();
+                record.encode(&mut self.payload);
+                self.wal.append(key, &self.payload)?
+            }
+            other => other?,
+        };
         self.last_lsn = lsn;
         // Borrowed again: the log and the tenant are different fields of one writer.
         if let Some((stream, to)) = &mark
-            && let Some(tenant) = self.tenants.get_mut(&request.tenant)
+            && let Some(tenant) = self.tenants.get_mut(&id)
             && let Err(e) = tenant.pending.advance(stream, *to)
         {
             self.broken = Some(WriteError::Broken(e.clone()));
             return Err(e.into());
         }
-        let rows = record.tables.iter().map(|t| t.batch.rows() as u64).sum();
         let database = record.database;
         let chunks = record
             .tables
@@ -553,11 +588,13 @@ impl ShardWriter {
             .collect();
         Ok(Prepared::Appended(Appended {
             lsn,
-            tenant: request.tenant,
+            tenant: id,
             rows,
+            recorded,
             refusals,
             mark,
             chunks,
+            noted,
         }))
     }
 
@@ -577,11 +614,13 @@ impl ShardWriter {
             mark = Some(*to);
         }
         self.shared.note_lsn(write.lsn);
+        tenant.handle.ingest.note(&write.noted);
+        write.noted.count(write.tenant);
         let id = write.tenant.to_string();
         metrics::counter!(Metric::IngestRows.name(), "tenant" => id.clone()).increment(write.rows);
-        if write.refusals.count > 0 {
-            metrics::counter!(Metric::IngestRefused.name(), "tenant" => id)
-                .increment(write.refusals.count);
+        if write.recorded > 0 {
+            metrics::counter!(Metric::RejectedRecorded.name(), "tenant" => id)
+                .increment(write.recorded);
         }
         Ok(Receipt::after(proof, write.lsn, write.rows, write.refusals, mark))
     }
@@ -627,6 +666,18 @@ impl ShardWriter {
     }
 }
 
+/// What decides about the rows of one write.
+struct Rules<'a> {
+    limits: &'a EngineLimits,
+    shared: &'a Shared,
+    now_ns: i64,
+    /// The UTC day, and how many new series a table may have in it.
+    day: u32,
+    per_day: u64,
+    /// The number of the write's first row.
+    first_line: u32,
+}
+
 impl TenantState {
     fn table(&mut self, name: &(String, String)) -> &mut TableState {
         let (handle, next, secret) = (&self.handle, &mut self.next_table_id, self.secret);
@@ -643,8 +694,128 @@ impl TenantState {
                 false,
             ));
             handle.add_table(&name.1, Arc::clone(&table));
-            TableState { handle: table, schema: Arc::new(schema) }
+            TableState::of(table)
         })
+    }
+
+    /// Fits one batch to its table; `None` if no row is left.
+    #[expect(clippy::too_many_arguments, reason = "one step of one loop, split for its length")]
+    fn fit(
+        &mut self,
+        database: &str,
+        batch: TableBatch,
+        rules: &Rules<'_>,
+        refusals: &mut Refusals,
+        noted: &mut Noted,
+    ) -> Option<(RecordTable, Vec<u32>)> {
+        let name = (database.to_owned(), batch.table.clone());
+        let table = self.table(&name);
+        let refused = refusals.count;
+        let mut schema = TableSchema::clone(&table.schema);
+        let version = schema.version;
+        refusals.table.clone_from(&name.1);
+        let series_before = table.handle.dictionary.bytes();
+        let known = table.handle.dictionary.len();
+        let seen = table.handle.new_series(rules.day);
+        let resolved = resolve(
+            batch,
+            &mut schema,
+            &table.handle.dictionary,
+            rules.limits,
+            NewSeries { per_day: rules.per_day, seen },
+            rules.now_ns,
+            rules.first_line,
+            refusals,
+        );
+        let added = table.handle.dictionary.len().saturating_sub(known);
+        table.handle.count_new_series(rules.day, added as u64);
+        rules.shared.note_series(&table.handle, series_before);
+        if schema.version != version {
+            table.schema = Arc::new(schema);
+        }
+        if refusals.count > refused {
+            // A table that does not come to be has no name here: senders of garbage would fill the list.
+            let name = if table.schema.version > 0 { name.1.as_str() } else { "" };
+            noted.table(name).rejected += refusals.count - refused;
+        }
+        let Resolved { batch, field_ids, sids, ordinals } = resolved?;
+        let tags = if table.schema.tags.len() > table.handle.flushed_tags() {
+            table.schema.tags.clone()
+        } else {
+            Vec::new()
+        };
+        let table_id = table.handle.table_id;
+        Some((RecordTable { table_id, tags, field_ids, sids, batch }, ordinals))
+    }
+
+    /// Whether a table has ever had a row.
+    fn knows(&self, database: &str, table: &str) -> bool {
+        let state = self.tables.get(&(database.to_owned(), table.to_owned()));
+        state.is_some_and(|t| t.schema.version > 0)
+    }
+
+    /// The refused rows of a write as rows of `_rejected`; `None` if there are none, or if even
+    /// that table refuses them.
+    fn rejected(
+        &mut self,
+        noted: &Noted,
+        collector: Collector,
+        rules: &Rules<'_>,
+    ) -> Option<(RecordTable, Vec<u32>)> {
+        if collector.len() == 0 {
+            return None;
+        }
+        let database = noted.database.as_str();
+        let mut allowance = std::mem::take(&mut self.allowance);
+        let handle = Arc::clone(&self.table(&(database.to_owned(), REJECTED_TABLE.into())).handle);
+        let into = Destination { source: &noted.source, database, table: &handle };
+        let known = |table: &str| self.knows(database, table);
+        let batch =
+            collector.batch(&into, known, &rules.limits.rejected, &mut allowance, rules.now_ns);
+        self.allowance = allowance;
+        let (mut refusals, mut counts) = (Refusals::default(), Noted::default());
+        self.fit(database, batch, rules, &mut refusals, &mut counts)
+    }
+
+    /// Counts what was refused before storage saw it, by table where the table exists.
+    fn note_rejects(
+        &self,
+        rejects: &Rejects,
+        batches: &[TableBatch],
+        first_line: u32,
+        noted: &mut Noted,
+    ) {
+        let database = noted.database.clone();
+        let unlisted = rejects.count.saturating_sub(rejects.listed.len() as u64);
+        if unlisted > 0 {
+            noted.table("").rejected += unlisted;
+        }
+        for row in rejects.listed.iter().filter(|r| r.line >= first_line) {
+            let named = row.table.as_deref().filter(|name| {
+                batches.iter().any(|b| b.table == *name) || self.knows(&database, name)
+            });
+            noted.table(named.unwrap_or("")).rejected += 1;
+        }
+    }
+
+    /// Counts the rows of a batch that were taken, and how many of them are late.
+    fn note_rows(&mut self, database: &str, batch: &TableBatch, noted: &mut Noted) {
+        let table = self.table(&(database.to_owned(), batch.table.clone()));
+        let late_below = table.newest_ns.map_or(i64::MIN, |n| n.saturating_sub(LATE_NS));
+        let late = batch.time.iter().filter(|t| **t < late_below).count();
+        table.newest_ns = table.newest_ns.max(batch.time.iter().max().copied());
+        let counts = noted.table(&batch.table);
+        counts.rows += batch.rows() as u64;
+        counts.late += late as u64;
+        counts.bytes += batch.memory_bytes() as u64;
+    }
+}
+
+impl TableState {
+    fn of(handle: Arc<TableHandle>) -> Self {
+        let schema = Arc::clone(&handle.current.load().schema);
+        let newest_ns = handle.newest_ns();
+        Self { handle, schema, newest_ns }
     }
 }
 

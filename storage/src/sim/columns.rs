@@ -28,7 +28,13 @@ fn row(tags: &[(&str, &str)], v: f64, time: i64, line: u32) -> TableBatch {
 }
 
 fn request(origin: Origin, tables: Vec<TableBatch>) -> WriteRequest {
-    WriteRequest { tenant: TENANT, database: "default".into(), origin, tables }
+    WriteRequest {
+        tenant: TENANT,
+        database: "default".into(),
+        origin,
+        tables,
+        sender: Default::default(),
+    }
 }
 
 fn write(w: &mut World, tables: Vec<TableBatch>) -> Result<Receipt, WriteError> {

@@ -51,7 +51,13 @@ fn batch(table: &str, series: impl Iterator<Item = u64>, time: i64) -> TableBatc
 
 fn write(shard: &mut Shard, tenant: TenantId, tables: Vec<TableBatch>) -> Receipt {
     let database = "default".to_owned();
-    let request = WriteRequest { tenant, database, origin: Origin::Plain, tables };
+    let request = WriteRequest {
+        tenant,
+        database,
+        origin: Origin::Plain,
+        tables,
+        sender: Default::default(),
+    };
     shard.write(vec![request]).remove(0).expect("the write is taken")
 }
 

@@ -327,7 +327,7 @@ fn series(disk: &SimDisk, code: Code, sid: Option<SeriesId>, tag: &str, count: u
     let section = bundle.add(&keys, &SimEntropy::seeded(8), &body).unwrap();
     let (path, bytes) = bundle.finish();
     block_on(store(disk).put(&path, bytes.into())).unwrap();
-    commit(disk, |_, delta| delta.added_series.push(SeriesSection { section, count }));
+    commit(disk, |_, delta| delta.added_series.push(SeriesSection { section, count, day: 0 }));
     found_in_table(disk, code, &[0xcc; 16]);
 }
 

@@ -80,6 +80,7 @@ fn r7_a_write_on_a_full_disk_is_told_so() {
         database: "default".into(),
         origin: Origin::Plain,
         tables: rows::batches(&w.some_rows(3)),
+        sender: Default::default(),
     };
     for _ in 0..2 {
         let answer = w.shard().write(vec![request.clone()]).remove(0);
@@ -142,6 +143,7 @@ fn r8_an_engine_whose_sync_failed_opens_its_shard_again_by_itself() {
         database: "default".into(),
         origin: Origin::Plain,
         tables: rows::batches(&w.some_rows(3)),
+        sender: Default::default(),
     };
     block_on(engine.write(request(&w))).unwrap();
     let lsn = engine.stats().lsn;

@@ -534,5 +534,6 @@ fn request(tenant: u8, numbers: Option<(u8, u64)>, rows: &[Sent]) -> WriteReques
         database: "default".into(),
         origin,
         tables: wire::batches(&rows),
+        sender: Default::default(),
     }
 }

@@ -135,6 +135,7 @@ impl World {
             database: "default".into(),
             origin: Origin::Stream(self.header(lo, rows.len() as u64)),
             tables: rows::batches(&rows),
+            sender: Default::default(),
         };
         if let Ok(receipt) = self.shard().write(vec![request]).remove(0) {
             assert!(receipt.duplicate(), "seed {}: a known frame must be a duplicate", self.seed);
@@ -156,6 +157,7 @@ impl World {
             database: "default".into(),
             origin,
             tables: rows::batches(&rows),
+            sender: Default::default(),
         };
         let answer = self.shard().write(vec![request]).remove(0);
         match answer {

@@ -24,6 +24,7 @@ fn ghost(zombie: &mut Shard) -> Result<(), WriteError> {
         database: "default".into(),
         origin: Origin::Plain,
         tables: rows::batches(&[row]),
+        sender: Default::default(),
     };
     zombie.write(vec![request]).remove(0).map(|_| ())
 }

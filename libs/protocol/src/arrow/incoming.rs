@@ -47,9 +47,19 @@ pub fn from_record_batch_seeded(
     limits: &RowLimits,
     seed: u64,
 ) -> Result<(String, TableBatch, Vec<Refusal>), ArrowShape> {
+    from_record_batch_listing(batch, limits, seed, REFUSALS_LISTED_MAX)
+}
+
+/// The same with the first `refusals_max` refusals.
+pub fn from_record_batch_listing(
+    batch: &RecordBatch,
+    limits: &RowLimits,
+    seed: u64,
+    refusals_max: usize,
+) -> Result<(String, TableBatch, Vec<Refusal>), ArrowShape> {
     let plan = Plan::of(batch, limits)?;
     let rows = batch.num_rows();
-    let mut verdicts = Verdicts::new(rows);
+    let mut verdicts = Verdicts::new(rows, refusals_max);
     let mut budget = Budget(TEXT_BYTES_MAX);
     let time = times(plan.time.0, plan.time.1, &mut verdicts)?;
     let mut tags = Vec::with_capacity(plan.tags.len());
@@ -178,13 +188,13 @@ impl<'a> Plan<'a> {
     }
 }
 
-enum NameRole {
+pub(super) enum NameRole {
     Time,
     Tag,
     Field,
 }
 
-fn role(field: &Field) -> Result<NameRole, ArrowShape> {
+pub(super) fn role(field: &Field) -> Result<NameRole, ArrowShape> {
     match field.metadata().get(ROLE).map(String::as_str) {
         Some("time") => Ok(NameRole::Time),
         Some("tag") => Ok(NameRole::Tag),
@@ -209,7 +219,7 @@ fn wrong_type(name: &str, array: &ArrayRef, expected: &'static str) -> ArrowShap
 }
 
 /// Whether a type is text, plain or behind a dictionary.
-fn text_type(ty: &DataType) -> Option<()> {
+pub(super) fn text_type(ty: &DataType) -> Option<()> {
     match ty {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(()),
         DataType::Dictionary(_, values) if !matches!(**values, DataType::Dictionary(..)) => {
@@ -235,11 +245,12 @@ struct Verdicts {
     bad: Vec<bool>,
     count: usize,
     listed: BTreeMap<usize, Refusal>,
+    listed_max: usize,
 }
 
 impl Verdicts {
-    fn new(rows: usize) -> Self {
-        Self { bad: vec![false; rows], count: 0, listed: BTreeMap::new() }
+    fn new(rows: usize, listed_max: usize) -> Self {
+        Self { bad: vec![false; rows], count: 0, listed: BTreeMap::new(), listed_max }
     }
 
     fn refuse(&mut self, row: usize, code: RefusalCode, reason: impl FnOnce() -> String) {
@@ -250,11 +261,11 @@ impl Verdicts {
         self.count += 1;
         // Columns are judged one after the other; the list is of the first rows.
         let last = self.listed.last_key_value().map(|(row, _)| *row);
-        if self.listed.len() < REFUSALS_LISTED_MAX || last.is_some_and(|last| row < last) {
+        if self.listed.len() < self.listed_max || last.is_some_and(|last| row < last) {
             let line = row as u32 + 1;
             let refusal = Refusal { line, column: 0, code, reason: reason(), raw: String::new() };
             self.listed.insert(row, refusal);
-            if self.listed.len() > REFUSALS_LISTED_MAX {
+            if self.listed.len() > self.listed_max {
                 self.listed.pop_last();
             }
         }
@@ -345,7 +356,7 @@ fn times(name: &str, array: &ArrayRef, verdicts: &mut Verdicts) -> Result<Vec<i6
 }
 
 /// Text of any Arrow shape, by row.
-struct TextColumn<'a> {
+pub(super) struct TextColumn<'a> {
     values: TextValues<'a>,
     /// For each row the index of its value, if behind a dictionary.
     keys: Option<Vec<usize>>,
@@ -388,7 +399,7 @@ impl<'a> TextValues<'a> {
 }
 
 impl<'a> TextColumn<'a> {
-    fn of(array: &'a ArrayRef) -> Self {
+    pub(super) fn of(array: &'a ArrayRef) -> Self {
         let (nulls, rows) = (array.logical_nulls(), array.len());
         match array.as_any_dictionary_opt() {
             None => Self { values: TextValues::of(array), keys: None, nulls, rows },
@@ -408,7 +419,7 @@ impl<'a> TextColumn<'a> {
         self.nulls.as_ref().is_some_and(|n| n.is_null(row))
     }
 
-    fn get(&self, row: usize) -> Option<&'a str> {
+    pub(super) fn get(&self, row: usize) -> Option<&'a str> {
         if self.is_null(row) {
             return None;
         }

@@ -68,6 +68,27 @@ fn check(batch: &RecordBatch, expect: Expect) {
 }
 
 #[test]
+fn a_row_is_shown_as_the_line_that_would_bring_it() {
+    let host: DictionaryArray<Int8Type> = [Some("a b"), None].into_iter().collect();
+    let batch = through_a_stream(&record(vec![
+        ("time", Arc::new(TimestampMillisecondArray::from(vec![Some(1), None]))),
+        ("host", Arc::new(host)),
+        ("f", Arc::new(Float64Array::from(vec![1.5, f64::NAN]))),
+        ("i", Arc::new(Int16Array::from(vec![Some(-3), None]))),
+        ("u", Arc::new(UInt8Array::from(vec![3, 4]))),
+        ("s", Arc::new(StringViewArray::from(vec!["say \"hi\"", ""]))),
+    ]));
+    let line = |row| String::from_utf8(row_as_line(&batch, row)).unwrap();
+    assert_eq!(line(0), r#"t,host=a\ b f=1.5e0,i=-3i,u=3u,s="say \"hi\"" 1000000"#);
+    assert_eq!(line(1), r#"t f=NaN,u=4u,s="""#);
+    assert_eq!(line(2), "");
+    let (_, taken, refused) = from_record_batch(&batch, &RowLimits::default()).unwrap();
+    let parsed = crate::line::parse(line(0).as_bytes(), &crate::line::LineOptions::default());
+    assert_eq!(show(&parsed.tables[0]), show(&taken), "the line brings the same row");
+    assert_eq!(refused.len(), 1);
+}
+
+#[test]
 fn what_a_python_client_would_send_is_taken() {
     let host: DictionaryArray<Int8Type> =
         [Some("a"), Some("b"), None, Some("a")].into_iter().collect();

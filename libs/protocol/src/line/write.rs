@@ -58,7 +58,7 @@ pub fn write_lines(batch: &TableBatch, out: &mut Vec<u8>) {
     }
 }
 
-fn escape(text: &str, special: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn escape(text: &str, special: &[u8], out: &mut Vec<u8>) {
     for b in text.bytes() {
         if special.contains(&b) {
             out.push(b'\\');
