@@ -5,6 +5,7 @@
 //! and the caller's own counters, so that there is nothing to filter; keeps rows between queries.
 
 mod columns;
+mod compactions;
 mod files;
 mod ingest;
 mod streams;
@@ -52,7 +53,8 @@ struct View {
 }
 
 /// All views, by name.
-const VIEWS: [View; 4] = [
+const VIEWS: [View; 5] = [
+    View { name: "compactions", schema: compactions::schema, rows: compactions::rows },
     View { name: "files", schema: files::schema, rows: files::rows },
     View { name: "ingest", schema: ingest::schema, rows: ingest::rows },
     View { name: "streams", schema: streams::schema, rows: streams::rows },
