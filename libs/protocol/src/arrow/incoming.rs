@@ -430,6 +430,9 @@ impl<'a> TextColumn<'a> {
     }
 }
 
+/// A code that no value has.
+const UNSEEN: u32 = u32::MAX;
+
 /// One tag by row, as codes; equal text has equal codes even if the dictionary repeats it.
 struct Codes<'a> {
     /// For each row 1 + the index of its value, 0 if it has none.
@@ -450,22 +453,18 @@ impl<'a> Codes<'a> {
         match &column.keys {
             // Each value is looked at once, each row is an index.
             Some(keys) => {
-                let mut of_key: Vec<Option<u32>> = Vec::new();
+                let mut of_key = vec![UNSEEN; keys.iter().max().map_or(0, |most| most + 1)];
+                let all = column.nulls.as_ref().is_none_or(|n| n.null_count() == 0);
                 for (row, key) in keys.iter().enumerate() {
-                    if column.is_null(row) {
+                    let Some(slot) = of_key.get_mut(*key).filter(|_| all || !column.is_null(row))
+                    else {
                         out.of_row.push(0);
                         continue;
+                    };
+                    if *slot == UNSEEN {
+                        *slot = out.code(column.values.get(*key), seed, &mut known);
                     }
-                    if *key >= of_key.len() {
-                        of_key.resize(key + 1, None);
-                    }
-                    let seen = of_key.get(*key).copied().flatten();
-                    let code =
-                        seen.unwrap_or_else(|| out.code(column.values.get(*key), seed, &mut known));
-                    if let Some(slot) = of_key.get_mut(*key) {
-                        *slot = Some(code);
-                    }
-                    out.of_row.push(code);
+                    out.of_row.push(*slot);
                 }
             }
             None => {
@@ -515,6 +514,27 @@ impl<'a> Codes<'a> {
     fn has(&self, row: usize) -> bool {
         self.of_row.get(row).is_some_and(|code| *code != 0)
     }
+
+    fn value(&self, row: usize) -> Option<&'a str> {
+        let code = self.of_row.get(row).copied().unwrap_or(0) as usize;
+        code.checked_sub(1).and_then(|c| self.values.get(c).copied())
+    }
+
+    /// Writes the codes of `rows` rows, each `width` bytes after the one before and `at` into it.
+    fn put(
+        &self,
+        block: &mut [u8],
+        (width, at): (usize, usize),
+        rows: usize,
+        source: impl Fn(usize) -> usize,
+    ) {
+        for (i, tuple) in block.chunks_exact_mut(width).take(rows).enumerate() {
+            let code = self.of_row.get(source(i)).copied().unwrap_or(0);
+            if let Some(cell) = tuple.get_mut(at..at + 4) {
+                cell.copy_from_slice(&code.to_le_bytes());
+            }
+        }
+    }
 }
 
 fn tag_fault(value: &str, limits: &RowLimits) -> Option<(RefusalCode, &'static str)> {
@@ -535,55 +555,92 @@ fn series(
 ) -> Result<(), ArrowShape> {
     let kept = keep.map_or(plan.rows, <[u32]>::len);
     let source = |i: usize| keep.map_or(i, |k| k.get(i).map_or(0, |row| *row as usize));
-    // Row by row, 4 bytes per tag: hashed and compared as bytes.
+    // Row by row, 4 bytes per tag: hashed and compared as bytes. A block at a time stays in the
+    // nearest cache.
     let width = 4 * tags.len();
-    let mut tuples = vec![0u8; kept * width];
-    for (t, codes) in tags.iter().enumerate() {
-        for i in 0..kept {
-            let code = codes.of_row.get(source(i)).copied().unwrap_or(0);
-            let at = i * width + 4 * t;
-            if let Some(cell) = tuples.get_mut(at..at + 4) {
-                cell.copy_from_slice(&code.to_le_bytes());
+    let mut block = vec![0u8; kept.min(BLOCK_ROWS) * width];
+    let mut known = Tuples::new(width, seed);
+    out.series.reserve_exact(kept);
+    for start in (0..kept).step_by(BLOCK_ROWS) {
+        let rows = BLOCK_ROWS.min(kept - start);
+        for (t, codes) in tags.iter().enumerate() {
+            codes.put(&mut block, (width, 4 * t), rows, |i| source(start + i));
+        }
+        for i in 0..rows {
+            let this = block.get(i * width..(i + 1) * width).unwrap_or_default();
+            let (series, new) = known.number(this);
+            if new {
+                out.series_keys.push(series_key(plan, tags, source(start + i), budget)?);
             }
+            out.series.push(series);
         }
     }
-    let tuple = |i: usize| tuples.get(i * width..(i + 1) * width).unwrap_or_default();
-    let mut known: HashTable<u32> = HashTable::new();
-    // For each series the kept row that named it first.
-    let mut firsts: Vec<usize> = Vec::new();
-    out.series.reserve_exact(kept);
-    for i in 0..kept {
-        let this = tuple(i);
-        let first = |s: &u32| tuple(firsts.get(*s as usize).copied().unwrap_or(0));
-        let hash = xxh3_64_with_seed(this, seed);
-        let series = match known.find(hash, |s| first(s) == this) {
-            Some(series) => *series,
-            None => {
-                let series = firsts.len() as u32;
-                known.insert_unique(hash, series, |s| xxh3_64_with_seed(first(s), seed));
-                firsts.push(i);
-                let row = source(i);
-                let value = |codes: &Codes<'_>| {
-                    let code = codes.of_row.get(row).copied().unwrap_or(0);
-                    (code as usize)
-                        .checked_sub(1)
-                        .and_then(|c| codes.values.get(c).copied().map(str::to_owned))
-                };
-                let pairs: Vec<(&str, String)> = plan
-                    .tags
-                    .iter()
-                    .zip(tags)
-                    .filter_map(|((name, _), codes)| Some((*name, value(codes)?)))
-                    .collect();
-                budget.take(pairs.iter().map(|(n, v)| n.len() + v.len() + 8).sum())?;
-                let pairs = pairs.iter().map(|(n, v)| (*n, v.as_str()));
-                out.series_keys.push(SeriesKey::from_sorted(pairs));
-                series
-            }
-        };
-        out.series.push(series);
-    }
     Ok(())
+}
+
+/// The tags of a row.
+fn series_key(
+    plan: &Plan<'_>,
+    tags: &[Codes<'_>],
+    row: usize,
+    budget: &mut Budget,
+) -> Result<SeriesKey, ArrowShape> {
+    let mut pairs: Vec<(&str, &str)> = Vec::with_capacity(tags.len());
+    for ((name, _), codes) in plan.tags.iter().zip(tags) {
+        if let Some(value) = codes.value(row) {
+            pairs.push((name, value));
+        }
+    }
+    budget.take(pairs.iter().map(|(n, v)| n.len() + v.len() + 8).sum())?;
+    Ok(SeriesKey::from_sorted(pairs))
+}
+
+/// Rows whose codes are looked at together.
+const BLOCK_ROWS: usize = 64;
+
+/// Distinct tuples of codes, numbered as they come. Senders repeat their series in one order, so
+/// each remembers which came after it: mostly one comparison finds the number.
+struct Tuples {
+    width: usize,
+    seed: u64,
+    /// The distinct ones, back to back.
+    all: Vec<u8>,
+    /// The one that came next the last time.
+    next: Vec<u32>,
+    last: u32,
+    index: HashTable<u32>,
+}
+
+impl Tuples {
+    fn new(width: usize, seed: u64) -> Self {
+        Self { width, seed, all: Vec::new(), next: Vec::new(), last: 0, index: HashTable::new() }
+    }
+
+    /// The number of a tuple, and whether it is new.
+    fn number(&mut self, tuple: &[u8]) -> (u32, bool) {
+        let (width, seed, all) = (self.width, self.seed, &self.all);
+        let at = |n: u32| all.get(n as usize * width..(n as usize + 1) * width);
+        if let Some(next) = self.next.get(self.last as usize)
+            && at(*next) == Some(tuple)
+        {
+            self.last = *next;
+            return (*next, false);
+        }
+        let hash = xxh3_64_with_seed(tuple, seed);
+        let found = self.index.find(hash, |n| at(*n) == Some(tuple)).copied();
+        let number = found.unwrap_or(self.next.len() as u32);
+        if found.is_none() {
+            let rehash = |n: &u32| xxh3_64_with_seed(at(*n).unwrap_or_default(), seed);
+            self.index.insert_unique(hash, number, rehash);
+            self.all.extend_from_slice(tuple);
+            self.next.push(0);
+        }
+        if let Some(next) = self.next.get_mut(self.last as usize) {
+            *next = number;
+        }
+        self.last = number;
+        (number, found.is_none())
+    }
 }
 
 /// Refuses the rows whose value in this column may not be.

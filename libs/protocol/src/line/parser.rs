@@ -26,6 +26,12 @@ use crate::{
 /// "No prefix yet."
 const NONE: u32 = u32::MAX;
 
+/// After so many rows, all of one table, the rest of the body is taken to be like them, and its
+/// columns get their whole room at once. A field takes at least four bytes of text and eight of a
+/// column, so that a body that goes on otherwise costs little more than its own size, until
+/// `Table::finish` gives back what was not needed.
+const SAMPLE_ROWS: usize = 16;
+
 /// A known series.
 #[derive(Debug)]
 struct Prefix<'a> {
@@ -45,8 +51,6 @@ type Tag<'a> = (Cow<'a, str>, Cow<'a, str>);
 #[derive(Debug)]
 pub(super) struct Parser<'a> {
     body: &'a [u8],
-    /// The body as text; `None` if a byte somewhere is not UTF-8, so that rows are checked alone.
-    text: Option<&'a str>,
     options: LineOptions,
     seed: u64,
     tables: Vec<Table<'a>>,
@@ -79,7 +83,6 @@ impl<'a> Parser<'a> {
     pub(super) fn new(body: &'a [u8], options: &LineOptions, seed: u64) -> Self {
         Self {
             body,
-            text: std::str::from_utf8(body).ok(),
             options: *options,
             seed,
             tables: Vec::new(),
@@ -151,11 +154,19 @@ impl<'a> Parser<'a> {
 
     /// Part of the body as text.
     fn text(&self, from: usize, to: usize) -> Result<&'a str, Fault> {
-        match self.text {
-            Some(text) => text.get(from..to).ok_or(Fault::new(from, Kind::NotUtf8)),
-            None => std::str::from_utf8(self.body.get(from..to).unwrap_or_default())
-                .map_err(|e| Fault::new(from + e.valid_up_to(), Kind::NotUtf8)),
+        std::str::from_utf8(self.body.get(from..to).unwrap_or_default())
+            .map_err(|e| Fault::new(from + e.valid_up_to(), Kind::NotUtf8))
+    }
+
+    /// Refuses bytes that are no text. A row's prefix was checked when its series was new, so a
+    /// row costs only what follows it, and that is in the nearest cache: checking the body as a
+    /// whole first would read it from memory twice.
+    #[inline]
+    fn check_text(&self, from: usize, to: usize) -> Result<(), Fault> {
+        if self.body.get(from..to).is_some_and(<[u8]>::is_ascii) {
+            return Ok(());
         }
+        self.text(from, to).map(|_| ())
     }
 
     #[cold]
@@ -202,9 +213,7 @@ impl<'a> Parser<'a> {
         if end - start > at_most {
             return Err(Fault::new(start + at_most, Kind::LongLine));
         }
-        if self.text.is_none() {
-            self.text(start, end)?;
-        }
+        self.check_text(prefix_end, end)?;
         let Some(table) = self.tables.get_mut(table_id as usize) else {
             return Err(Fault::new(start, Kind::NoTable));
         };
@@ -214,6 +223,10 @@ impl<'a> Parser<'a> {
         }
         (self.cells, self.rows) = (cells, self.rows + 1);
         table.commit(time, series, line);
+        if self.rows == SAMPLE_ROWS && table.rows() == SAMPLE_ROWS {
+            let left = self.body.len().saturating_sub(end);
+            table.expect_more(left.saturating_mul(SAMPLE_ROWS) / end.max(1));
+        }
         let line_feed = self.body.get(end).is_some_and(|b| *b == b'\n');
         Ok(RowEnd {
             next: end + usize::from(line_feed),
@@ -420,9 +433,9 @@ impl<'a> Parser<'a> {
     /// Table and series of a prefix that was not seen before.
     fn new_prefix(&mut self, start: usize, end: usize, escaped: bool) -> Result<(u32, u32), Fault> {
         let raw = self.body.get(start..end).unwrap_or_default();
-        // A body that is not UTF-8 as a whole is read tag by tag, which finds what is not.
+        // A prefix that is not UTF-8 is read tag by tag, which finds where.
         if !escaped
-            && self.text.is_some()
+            && self.check_text(start, end).is_ok()
             && let Some(comma) = memchr(b',', raw)
             && let Some((name, tags)) = raw.split_at_checked(comma)
             && let Some(id) = self.known_table(name)

@@ -179,6 +179,30 @@ impl<'a> Table<'a> {
         self.columns.len()
     }
 
+    pub(super) fn rows(&self) -> usize {
+        self.time.len()
+    }
+
+    /// Makes room for `more` rows like those so far, instead of growing to it by halves: that
+    /// copies every value once more and leaves a third of the memory unused.
+    #[cold]
+    pub(super) fn expect_more(&mut self, more: usize) {
+        // What rows differ in length must not end in one more growth.
+        let more = more + more / 32 + 1;
+        self.time.reserve_exact(more);
+        self.series.reserve_exact(more);
+        self.line.reserve_exact(more);
+        for column in &mut self.columns {
+            match &mut column.values {
+                FieldValues::F64(v) => v.reserve_exact(more),
+                FieldValues::I64(v) => v.reserve_exact(more),
+                FieldValues::U64(v) => v.reserve_exact(more),
+                FieldValues::Bool(v) => v.reserve_exact(more),
+                FieldValues::Utf8(v) => v.ends.reserve_exact(more),
+            }
+        }
+    }
+
     /// Whether a series of the table has a tag of this name, which is thus good.
     pub(super) fn knows_tag(&self, name: &str) -> bool {
         self.tag_names.contains(name)
@@ -458,6 +482,9 @@ impl<'a> Table<'a> {
         if self.refused {
             self.forget_unused_series();
         }
+        give_back(&mut self.time);
+        give_back(&mut self.series);
+        give_back(&mut self.line);
         let names = &self.names;
         let fields = self.columns.into_iter().filter_map(|column| {
             let name = names.get(column.name as usize)?.name.clone();
@@ -489,6 +516,14 @@ impl<'a> Table<'a> {
         let keys = &mut self.series_keys;
         let take = |s: &u32| keys.get_mut(*s as usize).map(std::mem::take).unwrap_or_default();
         self.series_keys = used.iter().map(take).collect();
+    }
+}
+
+/// Gives unused room back if it is worth a copy: the rows may stay in memory for long.
+fn give_back<T>(values: &mut Vec<T>) {
+    let unused = values.capacity() - values.len();
+    if unused > values.len() / 8 && unused * size_of::<T>() > 1024 {
+        values.shrink_to_fit();
     }
 }
 
@@ -574,6 +609,13 @@ impl Column {
         }
         if self.values.len() < rows {
             self.fill(rows);
+        }
+        match &mut self.values {
+            FieldValues::F64(v) => give_back(v),
+            FieldValues::I64(v) => give_back(v),
+            FieldValues::U64(v) => give_back(v),
+            FieldValues::Bool(v) => give_back(v),
+            FieldValues::Utf8(v) => give_back(&mut v.ends),
         }
         let present = self.present.unwrap_or_else(|| Presence::full(rows));
         Some(FieldColumn { name, values: self.values, present })
