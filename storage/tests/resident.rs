@@ -139,7 +139,13 @@ fn d5_what_is_counted_is_what_is_there() {
             let _held = memory.hold(MemoryClass::Parse, batch.memory_bytes());
             let tables = vec![batch];
             let origin = Origin::Plain;
-            let request = WriteRequest { tenant: TENANT, database: "d".into(), origin, tables };
+            let request = WriteRequest {
+                tenant: TENANT,
+                database: "d".into(),
+                origin,
+                tables,
+                sender: Default::default(),
+            };
             block_on(engine.write(request)).unwrap();
             most = most.max(engine.stats().memtable_bytes >> 20);
         }

@@ -94,22 +94,23 @@ async fn store(
         refusals_max: REJECTED_ROWS_PER_WRITE,
     };
     let seed = state.seed;
-    let (text, parsed, listed) = tokio::task::spawn_blocking(move || {
+    let (text, text_bytes, parsed, listed) = tokio::task::spawn_blocking(move || {
         let text = decode::decode(encoding.as_deref(), body)?;
         let parsed = line::parse_seeded(&text, &options, seed);
+        let text_bytes = text.len();
         let text = Arc::new(BodyRows(RowTexts::new(text)));
         let listed = raw::rejected(&parsed.refusals, None, text.as_ref());
-        Ok::<_, decode::DecodeError>((text, parsed, listed))
+        Ok::<_, decode::DecodeError>((text, text_bytes, parsed, listed))
     })
     .await
     .map_err(|_| Problem::new(Code::Internal, "the body could not be parsed"))?
     .map_err(decode_problem)?;
     // Now it is known; sparse rows and unpacked bodies are larger than anybody could tell.
-    let unpacked = if compressed { text.len() } else { 0 };
+    let unpacked = if compressed { text_bytes } else { 0 };
     reserved.resize(unpacked + parsed.tables.iter().map(TableBatch::memory_bytes).sum::<usize>());
     let rows: usize = parsed.tables.iter().map(TableBatch::rows).sum();
     // Text counts whether its lines are good or not: parsing them is what it costs.
-    state.budgets.take(tenant, rows as u64, text.len() as u64)?;
+    state.budgets.take(tenant, rows as u64, text_bytes as u64)?;
     metrics::counter!(Metric::IngestBytes.name(), "tenant" => tenant.to_string())
         .increment(wire as u64);
     let mut outcome = Outcome { kept: 0, refused: parsed.refused, listed: parsed.refusals };

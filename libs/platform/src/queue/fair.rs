@@ -284,7 +284,7 @@ mod tests {
                 for n in 0..flooders {
                     push(&mut lanes, char::from(b'a' + n), cost, 200);
                 }
-                (0..7).for_each(|_| drop(lanes.pop()));
+                (0..7).for_each(|_| assert!(lanes.pop().is_some()));
                 push(&mut lanes, 'v', 250, 1);
                 let mut had = BTreeMap::new();
                 while let Some(key) = lanes.pop().filter(|key| *key != 'v') {
