@@ -265,7 +265,7 @@ impl Maintenance {
                     if planted(Bug::FlushSkipsWindow) && nth == 0 && !last {
                         continue;
                     }
-                    let misplaced = planted(Bug::LateFileMisplaced) && !last;
+                    let misplaced = planted(Bug::LateFileMisplaced) && !version.files.is_empty();
                     let lsns = if misplaced { (1, 1) } else { (lsn_lo, lsn_hi) };
                     let run = without_empty_columns(&window?.1);
                     // The sorted copy, its encoded form, and that sealed.

@@ -17,7 +17,7 @@ fn spans_of(hosts: &[&str]) -> (Arc<SeriesView>, Vec<SeriesSpan>) {
         .iter()
         .zip(0..)
         .map(|(host, start)| {
-            let sid = dictionary.find(&key(host)).map_or(SeriesId(999), |found| found.1);
+            let sid = dictionary.find(&key(host), 0).map_or(SeriesId(999), |found| found.1);
             SeriesSpan { sid, start, rows: 1, t_min: 0, t_max: 0 }
         })
         .collect();

@@ -189,7 +189,8 @@ fn resolve_series(
     let mut sids = Vec::with_capacity(batch.series_keys.len());
     let mut ordinals = Vec::with_capacity(batch.series_keys.len());
     for (index, key) in batch.series_keys.iter().enumerate() {
-        if let Some((ordinal, sid)) = dictionary.find(key) {
+        let guess = ordinals.last().map_or(0, |last: &u32| last.wrapping_add(1));
+        if let Some((ordinal, sid)) = dictionary.find(key, guess) {
             sids.push(sid);
             ordinals.push(ordinal);
             continue;

@@ -232,17 +232,15 @@ fn commit(disk: &SimDisk, change: impl FnOnce(&TableManifest, &mut TableDelta)) 
     block_on(manifest.commit(Delta { flushed_lsn: current.flushed_lsn, tenants })).unwrap();
 }
 
-/// Replaces the largest file's entry by one that lies.
+/// Replaces the largest file's entry by one that lies. In two commits: one that looks like a merge
+/// would not be let through.
 fn lie(disk: &SimDisk, code: Code, change: impl FnOnce(&mut FileEntry)) {
-    let mut object = [0; 16];
-    commit(disk, |now, delta| {
-        let mut file = FileEntry::clone(&biggest(now));
-        delta.removed_files.push(file.id);
-        file.id = [0xee; 16];
-        object = file.parquet.object;
-        change(&mut file);
-        delta.added_files.push(Arc::new(file));
-    });
+    let mut file = FileEntry::clone(&biggest(table(&manifest(disk))));
+    commit(disk, |_, delta| delta.removed_files.push(file.id));
+    file.id = [0xee; 16];
+    let object = file.parquet.object;
+    change(&mut file);
+    commit(disk, |_, delta| delta.added_files.push(Arc::new(file)));
     found_in_table(disk, code, &object);
 }
 
