@@ -14,7 +14,10 @@ use hyper_util::{
 use millrace_platform::{clock::Clock, net::Listener};
 use millrace_protocol::ids::DeviceId;
 use rustls::ServerConfig;
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    io::BufReader,
+    sync::{Semaphore, watch},
+};
 use tokio_rustls::TlsAcceptor;
 
 /// Connections at once.
@@ -25,6 +28,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 /// Bytes of a request's headers.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// Bytes taken off a socket at once. TLS itself would ask for 4 KiB at a time, which is four system
+/// calls and as many window updates per record.
+const READ_BYTES: usize = 32 * 1024;
 /// Streams of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 100;
 /// Time that open requests have to end after the stop signal.
@@ -71,6 +77,7 @@ pub async fn serve(
                 continue;
             }
         };
+        let stream = BufReader::with_capacity(READ_BYTES, stream);
         let (acceptor, router, clock) = (acceptor.clone(), router.clone(), Arc::clone(&clock));
         let (builder, watcher) = (Arc::clone(&builder), graceful.watcher());
         tokio::spawn(async move {

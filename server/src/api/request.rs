@@ -94,9 +94,27 @@ pub(crate) fn no_room() -> Problem {
         .retry_after(1)
 }
 
+/// What a body's memory is at least once it has any.
+const BODY_ROOM_MIN: usize = 64 * 1024;
+
+/// How large a body's memory becomes when it must take `needed` bytes: twice that, or four times
+/// and never more than the length if the sender said one, which copies a third of a large body
+/// where doubling copies all of it.
+fn grown(needed: usize, claimed: Option<usize>) -> usize {
+    let wanted = match claimed {
+        Some(claimed) => needed.saturating_mul(4).max(BODY_ROOM_MIN).min(claimed),
+        None => needed.saturating_mul(2),
+    };
+    wanted.max(needed)
+}
+
 /// Reads a body, with room for each piece before the next one is asked for: what many requests
 /// keep together is bounded, whatever lengths they claim.
-async fn receive(body: Body, admission: &Admission) -> Result<Received, Problem> {
+async fn receive(
+    body: Body,
+    claimed: Option<usize>,
+    admission: &Admission,
+) -> Result<Received, Problem> {
     let mut bytes = BytesMut::new();
     let mut room: Option<Held> = None;
     let mut pieces = body.into_data_stream();
@@ -105,10 +123,21 @@ async fn receive(body: Body, admission: &Admission) -> Result<Received, Problem>
         if bytes.len().saturating_add(piece.len()) > WIRE_BYTES_MAX {
             return Err(too_large());
         }
-        let more = admission.reserve(piece.len()).ok_or_else(no_room)?;
-        match &mut room {
-            Some(room) => room.merge(more),
-            None => room = Some(more),
+        let needed = bytes.len() + piece.len();
+        if needed > bytes.capacity() {
+            let (had, wanted) = (bytes.capacity(), grown(needed, claimed));
+            // Nothing is taken for bytes that a sender merely promises, when memory is short.
+            let more = admission.reserve(wanted - had).map(|more| (more, wanted));
+            let more = more.or_else(|| Some((admission.reserve(needed - had)?, needed)));
+            let (more, size) = more.ok_or_else(no_room)?;
+            match &mut room {
+                Some(room) => room.merge(more),
+                None => room = Some(more),
+            }
+            bytes.reserve(size - bytes.len());
+            if let Some(room) = &mut room {
+                room.resize(bytes.capacity());
+            }
         }
         bytes.extend_from_slice(&piece);
     }
@@ -121,8 +150,8 @@ impl FromRequest<Arc<State>> for Payload {
     async fn from_request(request: Request, state: &Arc<State>) -> Result<Self, Infallible> {
         // Who says beforehand that it is too much need not be waited for.
         let length = request.headers().get(header::CONTENT_LENGTH);
-        let length = length.and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
-        if length.is_some_and(|n| n > WIRE_BYTES_MAX as u64) {
+        let length = length.and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
+        if length.is_some_and(|n| n > WIRE_BYTES_MAX) {
             return Ok(Self(Err(too_large())));
         }
         if let Some(tenant) = request.extensions().get::<TenantId>()
@@ -130,7 +159,7 @@ impl FromRequest<Arc<State>> for Payload {
         {
             return Ok(Self(Err(over.into())));
         }
-        Ok(Self(receive(request.into_body(), &state.admission).await))
+        Ok(Self(receive(request.into_body(), length, &state.admission).await))
     }
 }
 
@@ -252,7 +281,11 @@ mod tests {
             let piece = || Ok::<_, TooSlow>(Bytes::from(vec![0; 4096]));
             Body::from_stream(stream::iter((0..n).map(move |_| piece())))
         };
-        let read = |n| receive(pieces(n), &admission).now_or_never().expect("nothing to wait for");
+        let read = |n| {
+            receive(pieces(n), Some(1 << 20), &admission)
+                .now_or_never()
+                .expect("nothing to wait for")
+        };
         assert_eq!(read(3).unwrap_err().code, Code::Busy);
         let held = read(2).unwrap();
         assert_eq!(held.bytes.len(), 8192);
