@@ -150,7 +150,7 @@ impl Walk<'_> {
             let detail = format!("series {sid} has the tag `{name}`, which the table has not");
             self.find(at, Code::SeriesTag, detail);
         }
-        if dictionary.find(key).is_some_and(|(_, other)| other != sid) {
+        if dictionary.find(key, 0).is_some_and(|(_, other)| other != sid) {
             self.find(at, Code::SeriesTwice, format!("{key:?} has a second id, {sid}"));
         }
         if let Err(e) = dictionary.restore(sid, key, &schema.tags) {
