@@ -19,8 +19,9 @@ const DISK_MIB: u64 = 192;
 const TEXT_BYTES: usize = 48 << 10;
 /// Rows of one request.
 const ROWS: u64 = 128;
-/// Promise R7: space came back, writes go on within this time.
-const RESUMES_WITHIN: Duration = Duration::from_secs(10);
+/// Space came back: writes go on. The promise's ten seconds are kept on the simulation's clock
+/// (`sim::full_disk`); an unoptimised build on a busy machine replays its log more slowly.
+const RESUMES_WITHIN: Duration = Duration::from_secs(60);
 
 /// A small file system in memory; unmounted when dropped.
 struct Mount(PathBuf);

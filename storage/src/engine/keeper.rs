@@ -32,9 +32,9 @@ use crate::{flush::Maintenance, shard::writer::ShardWriter};
 const MAINTENANCE_QUEUE: usize = 64;
 /// The longest wait before something is tried again: writes resume within ten seconds of space
 /// coming back, and a flush after this wait has to be done in that time too.
-const RETRY_MAX: Duration = Duration::from_secs(4);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// How long to wait after so many failures in a row: 1, 2, 4, 4 … seconds.
+/// How long to wait after so many failures in a row: 1, 2, 2 … seconds.
 pub(super) fn retry_after(failures: u32) -> Duration {
     Duration::from_secs(1 << failures.saturating_sub(1).min(2)).min(RETRY_MAX)
 }
