@@ -31,10 +31,10 @@ const BUDGET_MIB: usize = 64;
 /// Beyond the budget and what was there before it: the log's buffers, the record that is being
 /// sealed, encoder state, the allocator's slack. MiB.
 const FIXED_MIB: usize = 40;
-/// glibc raises the size from which it gives memory back at once with every large piece that is
-/// freed, up to 32 MiB, and its heap then keeps what a flush took. Fixed, it does not.
-const ALLOCATOR: [(&str, &str); 2] =
-    [("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_TRIM_THRESHOLD_", "1048576")];
+/// The server's allocator, set as there: the system's own keeps what a flush took.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Rows of one batch, half a mebibyte.
 const ROWS: usize = 4096;
 /// Numbers in a row.
@@ -111,13 +111,6 @@ fn texts(number: usize) -> TableBatch {
 
 #[test]
 fn d5_what_is_counted_is_what_is_there() {
-    // The allocator reads its settings when a process starts.
-    if std::env::var_os(ALLOCATOR[0].0).is_none() {
-        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        again.args(["d5_what_is_counted_is_what_is_there", "--exact", "--nocapture"]);
-        assert!(again.envs(ALLOCATOR).status().unwrap().success());
-        return;
-    }
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let memory = MemoryBudget::new(BUDGET_MIB << 20);
     let config = EngineConfig {

@@ -1,3 +1,5 @@
+//! What counts as overlap, on cases small enough to see.
+
 use super::*;
 use crate::compaction::model::entry;
 

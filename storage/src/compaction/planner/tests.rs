@@ -1,3 +1,5 @@
+//! What the planner chooses, on files small enough to see, and that it always comes to an end.
+
 use std::collections::BTreeMap;
 
 use millrace_protocol::ids::TenantId;
