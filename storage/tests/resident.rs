@@ -110,7 +110,7 @@ fn texts(number: usize) -> TableBatch {
 }
 
 #[test]
-fn d5_what_is_counted_is_what_is_there() {
+fn d1_what_is_counted_is_what_is_there() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let memory = MemoryBudget::new(BUDGET_MIB << 20);
     let config = EngineConfig {

@@ -122,7 +122,7 @@ fn what_is_large_or_old_but_allowed_is_stored() {
 }
 
 #[test]
-fn s6_broken_and_explosive_bodies_are_refused_whole() {
+fn d4_broken_and_explosive_bodies_are_refused_whole() {
     let (world, client) = World::with_tenant();
     let row = format!("body,k=a v=1 {NEW_YEAR_NS}\n");
     let gzip = |bytes: &[u8]| {
@@ -168,7 +168,7 @@ fn s6_broken_and_explosive_bodies_are_refused_whole() {
 }
 
 #[test]
-fn s6_ipc_that_lies_ends_its_stream_and_stores_nothing() {
+fn d4_ipc_that_lies_ends_its_stream_and_stores_nothing() {
     let (world, client) = World::with_tenant();
     let device = Device::enrol(&world, "acme");
     let t = NEW_YEAR_NS;

@@ -95,7 +95,7 @@ fn resumes(client: &Client, ledger: &mut Ledger, next: &mut u64, when: &str) {
 }
 
 #[test]
-fn r7_a_full_disk_refuses_writes_keeps_reads_starts_and_resumes_without_a_restart() {
+fn d1_a_full_disk_refuses_writes_keeps_reads_starts_and_resumes_without_a_restart() {
     let mut world = World::empty();
     let Some(disk) = Mount::at(&world.data()) else {
         eprintln!("SKIPPED: this user may not mount a file system, so no real disk gets full");

@@ -58,7 +58,7 @@ fn send(client: &Client, number: u64) -> u64 {
 }
 
 #[test]
-fn d5_more_rows_than_flushes_take_stay_within_the_memory_budget() {
+fn d1_more_rows_than_flushes_take_stay_within_the_memory_budget() {
     let mut world = World::empty();
     world.settings(&["--memory-mib", &BUDGET_MIB.to_string(), "--query-mib", "16"]);
     world.tenant("acme");

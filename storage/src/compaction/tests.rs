@@ -126,7 +126,7 @@ fn d2_a_merge_writes_several_files_and_a_long_series_in_pieces_and_keeps_every_r
 }
 
 #[test]
-fn d5_a_table_at_its_bound_waits_for_merges_and_no_other_table_does() {
+fn d3_a_table_at_its_bound_waits_for_merges_and_no_other_table_does() {
     // Merging waits until the bound is reached: only the number of overlapping files counts.
     let bound = EngineLimits { merge_files: 100, overlap_relief: 6, overlap_max: 6, ..limits() };
     let mut h = House::new(bound);

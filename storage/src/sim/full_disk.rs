@@ -34,7 +34,7 @@ fn mend(w: &mut World, when: &str) {
 }
 
 #[test]
-fn r7_r8_a_disk_that_fails_from_any_operation_on_and_is_cured_loses_nothing_and_goes_on() {
+fn d1_a_disk_that_fails_from_any_operation_on_and_is_cured_loses_nothing_and_goes_on() {
     let mut w = World::seeded(50);
     w.open().unwrap();
     let before = w.disk.ops();
@@ -70,7 +70,7 @@ fn r7_r8_a_disk_that_fails_from_any_operation_on_and_is_cured_loses_nothing_and_
 }
 
 #[test]
-fn r7_a_write_on_a_full_disk_is_told_so() {
+fn d1_a_write_on_a_full_disk_is_told_so() {
     let mut w = World::seeded(51);
     w.open().unwrap();
     let full = Faults { fails_from: Some((0, Failing::Full)), ..Faults::default() };
@@ -91,7 +91,7 @@ fn r7_a_write_on_a_full_disk_is_told_so() {
 }
 
 #[test]
-fn r7_a_start_on_a_full_disk_reads_and_becomes_the_owner_when_there_is_space() {
+fn d1_a_start_on_a_full_disk_reads_and_becomes_the_owner_when_there_is_space() {
     for how in [Failing::Full, Failing::ReadOnly] {
         let mut w = World::seeded(52);
         w.open().unwrap();
