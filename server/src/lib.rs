@@ -13,7 +13,7 @@ mod settings;
 mod startup;
 mod tls;
 
-/// Rows come and go in pieces of megabytes, on several threads. This allocator gives back within
-/// half a second what is not used again, and until then hands it out without asking the kernel.
+/// Rows come and go in pieces of megabytes, on several threads. This allocator gives large
+/// ones back at once and small ones soon (docs/decisions/0008-allocator.md).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

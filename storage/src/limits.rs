@@ -31,6 +31,8 @@ pub struct EngineLimits {
     /// Sealed bytes after which a merge closes its file and begins the next: as much of its
     /// output as it holds in memory.
     pub merge_file_bytes: usize,
+    /// Bytes of rows, as they are in memory, that a merge reads at once from all its inputs.
+    pub merge_group_bytes: usize,
     /// Versions over one point of time at which merging them goes before everything else.
     pub overlap_relief: usize,
     /// Versions over one point of time at which writes to the table wait for merges: one base, 8
@@ -85,6 +87,8 @@ impl EngineLimits {
             memtable_bytes_max: total / 8 * 5,
             merge_bytes_max: default.merge_bytes_max.min((merge / MERGE_BYTES_PER_SEALED) as u64),
             merge_rows_max: default.merge_rows_max.min((merge / MERGE_BYTES_PER_ROW) as u64),
+            merge_file_bytes: default.merge_file_bytes.min(total / 8),
+            merge_group_bytes: default.merge_group_bytes.min(total / 16),
             open_files: default.open_files.min((total >> 20).max(64)),
             memory,
             ..default
@@ -105,6 +109,7 @@ impl Default for EngineLimits {
             merge_small_bytes: 16 << 20,
             wide_bytes_max: 128 << 20,
             merge_file_bytes: 64 << 20,
+            merge_group_bytes: 16 << 20,
             overlap_relief: 16,
             overlap_max: 21,
             future_ns: 15 * 60 * 1_000_000_000,

@@ -14,7 +14,7 @@ use crate::NEW_YEAR_NS;
 const BUDGET_MIB: u64 = 64;
 /// What the process may take beyond its budget and what it takes when idle, MiB: buffers of
 /// sockets and TLS of the writers, the log's buffers, the query at the end, the allocator's slack.
-const FIXED_MIB: u64 = 48;
+const FIXED_MIB: u64 = 96;
 /// Bytes of text in a row.
 const TEXT_BYTES: usize = 8 << 10;
 /// Rows of one request: two MiB.

@@ -48,6 +48,7 @@ pub(crate) struct ColumnFileWriter {
     collected: Vec<Run>,
     collected_rows: usize,
     collected_bytes: usize,
+    collected_max: usize,
     spans: Vec<SeriesSpan>,
     rows: u32,
 }
@@ -79,11 +80,18 @@ impl ColumnFileWriter {
             collected: Vec::new(),
             collected_rows: 0,
             collected_bytes: 0,
+            collected_max: COLLECTED_BYTES,
             spans: Vec::new(),
             rows: 0,
         };
         this.take(first, schema)?;
         Ok(this)
+    }
+
+    /// Collects no more than about so many bytes of rows before it writes them.
+    pub(crate) fn collecting(mut self, bytes: usize) -> Self {
+        self.collected_max = bytes.min(COLLECTED_BYTES);
+        self
     }
 
     /// Adds a run of the same columns, whose rows come after those before it. Gives it back if
@@ -108,7 +116,7 @@ impl ColumnFileWriter {
         self.collected_rows += run.rows();
         self.collected_bytes += run.batch.get_array_memory_size();
         self.collected.push(run);
-        if self.collected_rows >= COLLECTED_ROWS || self.collected_bytes >= COLLECTED_BYTES {
+        if self.collected_rows >= COLLECTED_ROWS || self.collected_bytes >= self.collected_max {
             self.write_collected(schema)?;
         }
         Ok(())

@@ -20,7 +20,7 @@ use super::{
     history::{CompactionRecord, Reason},
     overlap::overlap,
     planner::{self, Job},
-    runner::{MergeError, Merger},
+    runner::{MergeError, Merger, Sizes},
     scheduler::Scheduler,
 };
 use crate::{
@@ -195,8 +195,9 @@ impl Maintenance {
         let lsn_hi = job.inputs.iter().map(|f| f.lsn_hi).max().unwrap_or(0);
         let access = self.access(tenant.id);
         let view = handle.dictionary.view();
-        let file_bytes = self.limits.merge_file_bytes;
-        let mut merger = Merger::open(job, Arc::clone(&schema), view, &access, file_bytes).await?;
+        let sizes =
+            Sizes { file: self.limits.merge_file_bytes, group: self.limits.merge_group_bytes };
+        let mut merger = Merger::open(job, Arc::clone(&schema), view, &access, sizes).await?;
         let mut files = Vec::new();
         while let Some(parts) = merger.next_file().await.map_err(flush_error)? {
             let ColumnFileParts { parquet, directory, rows, t_min, t_max } = parts;

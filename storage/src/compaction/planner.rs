@@ -218,7 +218,7 @@ impl<'a> Table<'a> {
             return None;
         }
         if merges > 0
-            && let Some(job) = self.into_base(runs)
+            && let Some(job) = self.job_into_base(runs)
         {
             return Some(job);
         }
@@ -229,7 +229,7 @@ impl<'a> Table<'a> {
     }
 
     /// Everything late of a window into the part of its base that it touches, if it is enough.
-    fn into_base(&self, runs: &[Run]) -> Option<Job> {
+    fn job_into_base(&self, runs: &[Run]) -> Option<Job> {
         let late: Vec<&Run> = runs.iter().filter(|r| !level::is_base(r.level)).collect();
         let meets = |base: &&Run| {
             let meet = |b: &FileEntry, r: &Run| r.files.iter().any(|f| super::overlap::meet(b, f));

@@ -1,7 +1,8 @@
 //! Does one merge job: reads the inputs group by group and writes one file after the other.
 //!
 //! Owns: nothing that outlives the job. Holds one group of rows of each input and the encoded
-//! pages of one output file (limits: `merge_file_bytes`), whatever the size of the job.
+//! pages of one output file (limits: `merge_group_bytes`, `merge_file_bytes`), whatever the size
+//! of the job.
 //! Never: changes the manifest; drops a row.
 
 use std::{ops::Range, sync::Arc};
@@ -29,7 +30,7 @@ use crate::{
 /// Series with more rows than this many groups are merged piece by piece.
 const LONG_GROUPS: u64 = 2;
 /// Rows of a group at least, however large they are.
-const GROUP_ROWS_MIN: u64 = 1024;
+const GROUP_ROWS_MIN: u64 = 256;
 
 /// Why a merge stopped.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,15 @@ struct Cursor {
     rest: Range<u32>,
 }
 
+/// Bytes of what a merge holds, about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// Of an output file, sealed.
+    pub(crate) file: usize,
+    /// Of a group of rows, as they are in memory.
+    pub(crate) group: usize,
+}
+
 /// See the module head.
 pub(crate) struct Merger {
     inputs: Vec<Input>,
@@ -67,9 +77,10 @@ pub(crate) struct Merger {
     at: usize,
     /// A long series that is being merged.
     long: Option<(u32, Vec<Cursor>)>,
-    /// Rows of a group: fewer where rows are large.
+    /// Rows of the next group: as many as the last one's rows say that memory holds. Sealed sizes
+    /// do not tell: texts that repeat take a thousand times as much once they are read.
     group_rows: u64,
-    file_bytes: usize,
+    sizes: Sizes,
     /// What the inputs say together.
     layout: Layout,
     /// A run that did not fit the columns of the last file.
@@ -83,7 +94,7 @@ impl Merger {
         schema: Arc<TableSchema>,
         view: Arc<SeriesView>,
         access: &FileAccess,
-        file_bytes: usize,
+        sizes: Sizes,
     ) -> Result<Self, ReadError> {
         let mut inputs = Vec::new();
         for entry in job.inputs.iter().skip(usize::from(planted(Bug::MergeDropsInput))) {
@@ -104,10 +115,6 @@ impl Merger {
             .flat_map(|i| i.spans.iter().map(|s| (s.rank, u64::from(s.rows))))
             .collect();
         ranks.sort_unstable();
-        let rows: u64 = job.inputs.iter().map(|f| f.rows).sum();
-        let row_bytes = (job.bytes() / rows.max(1)).max(1);
-        let group_rows =
-            (file_bytes as u64 / 4 / row_bytes).clamp(GROUP_ROWS_MIN, GROUP_ROWS as u64);
         let layout = inputs.iter().fold(Layout::default(), |all, i| all.join(&i.file.layout()));
         Ok(Self {
             inputs,
@@ -117,8 +124,8 @@ impl Merger {
             ranks,
             at: 0,
             long: None,
-            group_rows,
-            file_bytes,
+            group_rows: GROUP_ROWS_MIN,
+            sizes,
             layout,
             left_over: None,
         })
@@ -135,8 +142,9 @@ impl Merger {
             },
         };
         let (schema, profile) = (&self.schema, FileProfile::Merged);
-        let mut file = ColumnFileWriter::begin(first, schema, profile, &self.layout)?;
-        while file.bytes() < self.file_bytes {
+        let mut file = ColumnFileWriter::begin(first, schema, profile, &self.layout)?
+            .collecting(self.sizes.group);
+        while file.bytes() < self.sizes.file {
             let Some(run) = self.next_run().await? else { break };
             self.left_over = file.push(run, &self.schema)?;
             if self.left_over.is_some() {
@@ -161,7 +169,12 @@ impl Merger {
                 sources.push(source);
             }
         }
-        self.merged(&sources).map(Some)
+        let run = self.merged(&sources)?;
+        let row_bytes = (run.batch.get_array_memory_size() / run.rows().max(1)).max(1);
+        let fits = (self.sizes.group / row_bytes) as u64;
+        // Slowly up, at once down: the rows of the next series may be larger.
+        self.group_rows = fits.min(self.group_rows * 4).clamp(GROUP_ROWS_MIN, GROUP_ROWS as u64);
+        Ok(Some(run))
     }
 
     /// Ranks with about `group_rows` rows, and how many rows.

@@ -699,7 +699,6 @@ impl TenantState {
     }
 
     /// Fits one batch to its table; `None` if no row is left.
-    #[expect(clippy::too_many_arguments, reason = "one step of one loop, split for its length")]
     fn fit(
         &mut self,
         database: &str,
