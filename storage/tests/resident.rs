@@ -152,7 +152,7 @@ fn d1_what_is_counted_is_what_is_there() {
     // more than the half of the budget above the soft line.
     assert!(counted <= BUDGET_MIB / 4 * 5, "{counted} MiB were counted at once");
     // Numbers: 14 doubles, time and series of each row.
-    let written = BATCHES * (ROWS * (FIELDS * 8 + 12) + 128 * 4096) >> 20;
+    let written = (BATCHES * (ROWS * (FIELDS * 8 + 12) + 128 * 4096)) >> 20;
     assert!(written > 2 * BUDGET_MIB, "{written} MiB are not a load");
     let snapshot = engine.snapshot(TENANT).unwrap();
     let stored: u64 =

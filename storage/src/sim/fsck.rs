@@ -150,7 +150,7 @@ fn d1_an_object_that_nobody_names_is_a_notice() {
 fn d1_changed_cut_and_lost_objects_are_found() {
     let w = healthy();
     let manifest = manifest(&w.disk);
-    let file = table(&manifest).files[0].clone();
+    let file = Arc::clone(&table(&manifest).files[0]);
     let path = path_of(&file.parquet.object);
     for section in [&file.parquet, &file.directory] {
         let disk = w.disk.fork();

@@ -153,6 +153,9 @@ fn limits() -> EngineLimits {
     }
 }
 
+/// A write: its tenant, its stream and first number if it is a frame, its rows.
+type Sending = (u8, Option<(u8, u64)>, Vec<Sent>);
+
 impl Machine {
     /// A machine that has not started yet.
     pub fn seeded(seed: u64) -> Self {
@@ -347,20 +350,20 @@ impl Machine {
         self.traffic.rows(&self.dice, count, typed)
     }
 
-    fn line_protocol(&self) -> (u8, Option<(u8, u64)>, Vec<Sent>) {
+    fn line_protocol(&self) -> Sending {
         let tenant = self.dice.below(u64::from(TENANTS)) as u8;
         (tenant, None, self.rows(tenant))
     }
 
     /// The next frame of a stream: the one that failed, if one did, else new rows.
-    fn frame(&self, stream: Stream) -> (u8, Option<(u8, u64)>, Vec<Sent>) {
+    fn frame(&self, stream: Stream) -> Sending {
         let lo = self.reference.now.mark(stream) + 1;
         let rows = self.waiting.get(&stream).cloned().unwrap_or_else(|| self.rows(stream.0));
         (stream.0, Some((stream.1, lo)), rows)
     }
 
     /// Sends a group of writes under one sync and holds the answers against the reference.
-    fn send(&mut self, writes: Vec<(u8, Option<(u8, u64)>, Vec<Sent>)>) {
+    fn send(&mut self, writes: Vec<Sending>) {
         let requests = writes.iter().map(|(t, n, rows)| request(*t, *n, rows)).collect();
         let answers = self.shard().write(requests);
         for ((tenant, numbers, rows), answer) in writes.into_iter().zip(answers) {
@@ -489,8 +492,7 @@ impl Machine {
     /// There is space again: writes go on at once, without a start.
     fn room(&mut self) {
         self.faults(Faults::default());
-        let writes = vec![self.line_protocol()];
-        let (tenant, numbers, rows) = writes[0].clone();
+        let (tenant, numbers, rows) = self.line_protocol();
         let answer = self.shard().write(vec![request(tenant, numbers, &rows)]).remove(0);
         let kept = self.kept(&rows);
         let write = Write { tenant, numbers: None, rows: kept };

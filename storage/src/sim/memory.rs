@@ -1,6 +1,8 @@
 //! Memory against its budget: what is counted goes back to nothing, and a replay flushes on its
 //! way where running would have.
 
+use std::sync::Arc;
+
 use futures::executor::block_on;
 use millrace_platform::budget::{MemoryBudget, MemoryClass};
 
@@ -12,7 +14,7 @@ fn rows_are_counted_until_they_are_in_files_and_series_for_as_long_as_they_are_k
     let memory = MemoryBudget::new(64 << 20);
     let mut w = World::seeded(60);
     let mut config = w.config();
-    config.limits = EngineLimits { memory: memory.clone(), ..limits() };
+    config.limits = EngineLimits { memory: Arc::clone(&memory), ..limits() };
     w.shard = Some(block_on(Shard::open(config)).unwrap());
     assert_eq!(memory.held(), 0);
     for _ in 0..5 {
@@ -43,7 +45,7 @@ fn a_replay_of_more_rows_than_memory_may_hold_flushes_on_its_way() {
     let memory = MemoryBudget::new(64 << 20);
     let mut config = w.config();
     let flush_bytes = 4 << 10;
-    config.limits = EngineLimits { memory: memory.clone(), flush_bytes, ..limits() };
+    config.limits = EngineLimits { memory: Arc::clone(&memory), flush_bytes, ..limits() };
     w.shard = Some(block_on(Shard::open(config)).unwrap());
     let report = w.shard().replay;
     assert_eq!((report.applied, report.duplicates), (40, 0));
