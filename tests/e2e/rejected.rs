@@ -64,7 +64,7 @@ fn d4_refused_rows_are_recorded_with_the_good_ones_sealed_and_for_their_tenant_a
     }
     let other = client.with_token(Some(&other));
     assert_eq!(other.sql_as(DB, ALL, "json").code(), "sql_unknown_name");
-    for view in ["tables", "files", "ingest", "streams"] {
+    for view in ["tables", "files", "compactions", "ingest", "streams"] {
         let rows = other.sql(DB, &format!("SELECT * FROM system.{view}"));
         assert!(rows.is_empty(), "{view}: {rows:?}");
     }
