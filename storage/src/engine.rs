@@ -33,10 +33,6 @@ use millrace_wal::{Recovery, Replayed, Wal, WalError};
 use object_store::ObjectStore;
 
 use crate::{
-    column_file::{
-        bundle::SectionRef,
-        reader::{ColumnFileError, read_section},
-    },
     compaction::{
         driver::Wanted,
         history::{CompactionRecord, TableStats},
@@ -44,17 +40,15 @@ use crate::{
     files::{FileAccess, FileCache},
     flush::{FlushError, FlushReport, Maintenance},
     gc::{self, Garbage, SweepError},
+    idle::{Asleep, Bed, WakeError},
     limits::EngineLimits,
-    manifest::{ManifestError, ManifestStore},
+    manifest::{ManifestError, ManifestStore, record::RecordError},
     object::local::DurableLocalStore,
     planted::{Bug, planted},
-    series::{dictionary::SeriesDictionary, section},
     shard::{
         replay::{self, ReplayError, ReplayReport},
-        table::TableHandle,
-        tenant::{Tables, TenantHandle},
-        watermark::Watermarks,
-        writer::{Receipt, Sealed, ShardWriter, WriteError, WriteRequest, day_of},
+        tenant::TenantHandle,
+        writer::{Idle, Receipt, Sealed, ShardWriter, WriteError, WriteRequest, day_of},
     },
     shared::Shared,
     snapshot::{self, TenantSnapshot},
@@ -111,14 +105,9 @@ pub enum OpenError {
     /// A record of the log.
     #[error(transparent)]
     Replay(#[from] ReplayError),
-    /// A series section.
-    #[error("series of table `{table}`: {detail}")]
-    Series {
-        /// The table.
-        table: String,
-        /// What is wrong.
-        detail: String,
-    },
+    /// A tenant's part of the manifest.
+    #[error("a tenant's part of the manifest does not read: {0}")]
+    Part(#[from] RecordError),
     /// The log ends before what the manifest says is flushed.
     #[error(
         "the log ends at record {log} but the manifest covers {manifest}; the log directory is not the one that belongs to this manifest"
@@ -143,6 +132,19 @@ pub enum SnapshotError {
     /// The keys cannot be had now.
     #[error("the tenant's keys cannot be reached: {0}; try again")]
     KeysUnavailable(String),
+    /// What the tenant has in files, and was not in memory, cannot be read.
+    #[error("the tenant's tables cannot be loaded: {0}")]
+    Unreadable(WakeError),
+}
+
+impl From<WakeError> for SnapshotError {
+    fn from(e: WakeError) -> Self {
+        match e {
+            WakeError::Keys(KeyError::Gone { .. }) => Self::TenantGone,
+            WakeError::Keys(e) => Self::KeysUnavailable(e.to_string()),
+            e => Self::Unreadable(e),
+        }
+    }
 }
 
 /// Whether an opening claims the shard.
@@ -212,7 +214,7 @@ impl Shard {
         let (store, poisoned) = open_store(&disk, &dir, entropy.as_ref())
             .map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
         let parts = (Arc::clone(&store), Arc::clone(&keys), Arc::clone(&entropy));
-        let manifest = match claim {
+        let mut manifest = match claim {
             Claim::Now => {
                 ManifestStore::open(parts.0, parts.1, parts.2, 0, limits.checkpoint_every).await?
             }
@@ -220,52 +222,35 @@ impl Shard {
                 ManifestStore::load_unclaimed(parts.0, parts.1, parts.2, 0).await?
             }
         };
-        let shared = Arc::new(Shared::new(&limits.memory));
+        let bed =
+            Bed { store: Arc::clone(&store), keys: Arc::clone(&keys), clock: Arc::clone(&clock) };
+        let shared = Arc::new(Shared::new(&limits.memory, bed));
         let cache = Arc::new(FileCache::new(limits.open_files));
-        let current = manifest.current();
-        for (id, tenant) in &current.tenants {
-            let tenant_keys = match keys.current(&id.0) {
-                Ok(keys) => keys,
+        let mut wanted = Wanted::default();
+        for id in manifest.tenants() {
+            match keys.current(&id.0) {
+                Ok(_) => {}
                 Err(KeyError::Gone { .. }) => continue,
                 // Left out, it would be taken for new at its next write, its files forgotten.
                 Err(e) => return Err(OpenError::Keys(e)),
-            };
-            let mut tables = Tables::new();
-            for table in tenant.tables.values() {
-                let (day, count) = table.last_new_series();
-                let dictionary = SeriesDictionary::new(tenant_keys.series_secret());
-                for part in &table.series_sections {
-                    let body = read_section(&store, &keys, *id, &part.section).await;
-                    load_series(&dictionary, &table.schema, &part.section, body)?;
-                }
-                let handle = TableHandle::new(
-                    table.database.clone(),
-                    table.schema.clone(),
-                    dictionary,
-                    table.files.clone(),
-                    true,
-                );
-                handle.count_new_series(day, count);
-                let name = (table.database.clone(), table.schema.name.clone());
-                tables.insert(name, Arc::new(handle));
             }
-            let mut marks = Watermarks::default();
-            for (key, state) in &tenant.streams {
-                marks.reset(key, state.hi);
+            if let Some(tenant) = manifest.tenant(&id)? {
+                wanted.at_start(id, &tenant, &limits, clock.now_ns());
             }
-            shared.insert(TenantHandle::new(*id, tables, marks), tenant.next_table_id);
+            // Its series are read when somebody wants them.
+            if let Some(part) = manifest.pack(&id)? {
+                shared.insert(id, Asleep { part, counters: None });
+            }
         }
-        shared.note_lsn(current.flushed_lsn);
+        let flushed_lsn = manifest.flushed_lsn();
+        shared.note_lsn(flushed_lsn);
         shared.recount();
         let options =
             millrace_wal::Options { segment_bytes: limits.segment_bytes, ..Default::default() };
         let segment_keys = Arc::new(millrace_wal::TenantSegmentKeys::new(Arc::clone(&keys)));
         let (wal, recovery) = Wal::open(disk, &wal_dir, segment_keys, entropy.as_ref(), options)?;
-        if wal.next_lsn() <= current.flushed_lsn {
-            return Err(OpenError::LogBehind {
-                log: wal.next_lsn(),
-                manifest: current.flushed_lsn,
-            });
+        if wal.next_lsn() <= flushed_lsn {
+            return Err(OpenError::LogBehind { log: wal.next_lsn(), manifest: flushed_lsn });
         }
         let wal = Arc::new(wal);
         let mut writer = ShardWriter::new(
@@ -274,12 +259,8 @@ impl Shard {
             Arc::clone(&clock),
             limits.clone(),
             Arc::clone(&shared),
-            current.flushed_lsn,
+            flushed_lsn,
         );
-        let mut wanted = Wanted::default();
-        for (tenant, tables) in &current.tenants {
-            tables.tables.keys().for_each(|table| wanted.changed(*tenant, *table));
-        }
         let mut maintenance = Maintenance {
             manifest,
             store,
@@ -323,6 +304,8 @@ impl Shard {
         let done = self.maintenance.flush(&sealed).await;
         if done.is_err() {
             self.unfinished = Some(sealed);
+        } else if let Ok(idle) = self.maintenance.idle() {
+            self.maintenance.let_gone(self.writer.let_go(idle));
         }
         done
     }
@@ -330,6 +313,12 @@ impl Shard {
     /// Does one merge job; returns whether there was one.
     pub async fn compact_once(&mut self) -> Result<bool, FlushError> {
         self.maintenance.compact_once().await
+    }
+
+    /// Tenants that are loaded.
+    #[cfg(test)]
+    pub(crate) fn awake(&self) -> usize {
+        self.maintenance.shared.all_awake().len()
     }
 
     /// Rows in memtables.
@@ -372,7 +361,7 @@ impl Shard {
 
     /// As [`Engine::compactions`].
     pub fn compactions(&self, tenant: TenantId) -> Vec<CompactionRecord> {
-        let tenant = self.maintenance.shared.tenant(tenant);
+        let tenant = awoken(&self.maintenance.shared, tenant);
         tenant.map(|t| t.history.all()).unwrap_or_default()
     }
 
@@ -407,7 +396,7 @@ async fn replay_all(
     let shared = Arc::clone(&maintenance.shared);
     let flush_bytes = maintenance.limits.flush_bytes;
     let mut flush_at = if claim == Claim::Now { flush_bytes } else { usize::MAX };
-    let flushed = maintenance.manifest.current().flushed_lsn;
+    let flushed = maintenance.manifest.flushed_lsn();
     let mut from = flushed + 1 + u64::from(planted(Bug::ReplaySkipsOne));
     loop {
         match replay_until(recovery, from, flush_at, &shared, &maintenance.keys, &mut report) {
@@ -459,7 +448,7 @@ fn replay_until(
 
 /// Series of the log are counted as made today: perhaps a little too many, never too few.
 fn count_replayed_series(shared: &Shared, today: u32) {
-    for tenant in shared.tenants() {
+    for tenant in shared.all_awake() {
         for table in tenant.tables().values() {
             let replayed = table.dictionary.len().saturating_sub(table.flushed_series());
             table.count_new_series(today, replayed as u64);
@@ -486,28 +475,25 @@ fn open_store(
     Ok((Arc::new(store), poisoned))
 }
 
-fn load_series(
-    dictionary: &SeriesDictionary,
-    schema: &crate::schema::TableSchema,
-    at: &SectionRef,
-    body: Result<bytes::Bytes, ColumnFileError>,
-) -> Result<(), OpenError> {
-    let fail = |detail: String| OpenError::Series { table: schema.name.clone(), detail };
-    let body = body.map_err(|e| fail(e.to_string()))?;
-    let damaged = |e: &dyn std::fmt::Display| fail(format!("{at}: {e}"));
-    for (sid, key) in section::decode(&body).map_err(|e| damaged(&e))? {
-        dictionary.restore(sid, &key, &schema.tags).map_err(|e| damaged(&e))?;
-    }
-    Ok(())
+/// The tenant's handle, if it has ever written and can be loaded.
+fn awoken(shared: &Shared, tenant: TenantId) -> Option<Arc<TenantHandle>> {
+    shared.tenant(tenant).unwrap_or_else(|error| {
+        tracing::error!(%error, "a tenant cannot be loaded");
+        None
+    })
 }
 
 fn table_stats(shared: &Shared, tenant: TenantId) -> Vec<TableStats> {
-    let tables = shared.tenant(tenant).map(|t| t.tables());
+    let tables = awoken(shared, tenant).map(|t| t.tables());
     tables.iter().flat_map(|t| t.values()).map(|table| table.stats()).collect()
 }
 
 fn watermark(shared: &Shared, tenant: TenantId, key: &StreamKey) -> SeqNo {
-    shared.tenant(tenant).map(|t| t.durable(key)).unwrap_or_default()
+    shared.watermark(tenant, key).unwrap_or_else(|error| {
+        // Too low a mark costs a frame that is sent again and known.
+        tracing::error!(%error, "a stream's watermark cannot be read");
+        SeqNo::default()
+    })
 }
 
 fn take_snapshot(shared: &Shared, access: &FileAccess) -> Result<TenantSnapshot, SnapshotError> {
@@ -518,7 +504,7 @@ fn take_snapshot(shared: &Shared, access: &FileAccess) -> Result<TenantSnapshot,
     }
     // Position before tables: whatever was acknowledged up to it is in the tables.
     let lsn = shared.durable_lsn();
-    Ok(match shared.tenant(access.tenant) {
+    Ok(match shared.tenant(access.tenant)? {
         Some(tenant) => snapshot::take(&tenant, lsn, access),
         None => TenantSnapshot {
             tenant: access.tenant,
@@ -538,6 +524,8 @@ type Answer = oneshot::Sender<Result<Receipt, WriteError>>;
 enum ToWriter {
     Write(Box<WriteRequest>, Answer),
     Seal(oneshot::Sender<Sealed>),
+    /// Let go of idle tenants; answer how many went.
+    LetGo(Vec<Idle>, oneshot::Sender<usize>),
     Stop,
 }
 
@@ -641,12 +629,12 @@ impl Engine {
     /// The last merges of a tenant's tables, oldest first; at most
     /// [`crate::HISTORY_MAX`].
     pub fn compactions(&self, tenant: TenantId) -> Vec<CompactionRecord> {
-        self.running.load().shared.tenant(tenant).map(|t| t.history.all()).unwrap_or_default()
+        awoken(&self.running.load().shared, tenant).map(|t| t.history.all()).unwrap_or_default()
     }
 
     /// What the tenant's views are made of (stats.rs).
     pub(crate) fn tenant_handle(&self, tenant: TenantId) -> Option<Arc<TenantHandle>> {
-        self.running.load().shared.tenant(tenant)
+        awoken(&self.running.load().shared, tenant)
     }
 
     /// Forgets cached files of a tenant whose keys were destroyed.
@@ -727,6 +715,11 @@ fn write_loop(
                     tracing::error!("a sealed memtable has no flush; the next flush takes it");
                 }
             }
+            ToWriter::LetGo(idle, answer) => {
+                if answer.send(writer.let_go(idle)).is_err() {
+                    tracing::debug!("maintenance has ended before tenants were let go");
+                }
+            }
             ToWriter::Write(request, answer) => {
                 let mut bytes = request_bytes(&request);
                 let mut group = vec![*request];
@@ -789,6 +782,7 @@ fn maintain_loop(
                 let aged = clock.monotonic().saturating_sub(last) >= age;
                 if !(pressed || aged) || maintenance.shared.memtable_rows() == 0 {
                     failures = 0;
+                    let_go(maintenance, to_writer);
                     continue;
                 }
                 (false, None)
@@ -832,6 +826,26 @@ fn maintain_loop(
         if keeper::wants_reopening(maintenance, poisoned) {
             return End::Reopen;
         }
+        let_go(maintenance, to_writer);
+    }
+}
+
+/// Lets go of idle tenants. It waits for the writer, so that no flush and no merge runs meanwhile.
+fn let_go(maintenance: &mut Maintenance, to_writer: &queue::FairSender<TenantId, ToWriter>) {
+    let idle = match maintenance.idle() {
+        Ok(idle) if idle.is_empty() => return,
+        Ok(idle) => idle,
+        Err(error) => {
+            tracing::warn!(%error, "idle tenants stay in memory");
+            return;
+        }
+    };
+    let (answer, done) = oneshot::channel();
+    if to_writer.send_first(ToWriter::LetGo(idle, answer)).is_err() {
+        return;
+    }
+    if let Ok(gone) = futures::executor::block_on(done) {
+        maintenance.let_gone(gone);
     }
 }
 

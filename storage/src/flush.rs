@@ -6,7 +6,11 @@
 //! Crash order: any prefix is a legal start: objects without a commit are orphans that gc.rs
 //! sweeps; a commit without a trimmed log is replayed up to the flushed position and no further.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use millrace_crypto::key::{KeyError, TenantKeySource, TenantKeys};
 use millrace_platform::{
@@ -27,10 +31,11 @@ use crate::{
     compaction::{driver::Wanted, territory::Territory},
     files::{FileAccess, FileCache},
     gc::{Garbage, SweepError},
+    idle::{WakeError, settled},
     limits::EngineLimits,
     manifest::{
         CommitError, Delta, FileEntry, ManifestStore, SeriesSection, StreamState, TableDelta,
-        TenantDelta,
+        TenantDelta, TenantManifest,
     },
     memtable::{
         chunk::Chunk,
@@ -41,7 +46,11 @@ use crate::{
     scan::ReadError,
     schema::TableSchema,
     series::section,
-    shard::{table::TableHandle, tenant::TenantHandle, writer::Sealed},
+    shard::{
+        table::TableHandle,
+        tenant::TenantHandle,
+        writer::{Idle, Sealed},
+    },
     shared::Shared,
 };
 
@@ -91,6 +100,9 @@ pub enum FlushError {
     /// The manifest refused.
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// A tenant that was idle could not be loaded.
+    #[error(transparent)]
+    Wake(#[from] WakeError),
     /// An input could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -152,7 +164,7 @@ impl Maintenance {
         let mut report = FlushReport::default();
         let mut tenants: BTreeMap<TenantId, TenantDelta> = BTreeMap::new();
         let mut swaps = Vec::new();
-        for tenant in self.shared.tenants() {
+        for tenant in self.shared.all_awake() {
             let keys = match self.keys.current(&tenant.id.0) {
                 Ok(keys) => keys,
                 // A destroyed tenant's rows cannot be sealed and must not be kept.
@@ -169,9 +181,9 @@ impl Maintenance {
                 tenants.insert(tenant.id, TenantDelta { tables, ..TenantDelta::default() });
             }
         }
-        self.add_marks(sealed, &mut tenants);
+        self.add_marks(sealed, &mut tenants)?;
         let dirty = swaps.iter().any(|s| !s.chunks.is_empty() || !s.files.is_empty());
-        if !dirty && sealed.lsn <= self.manifest.current().flushed_lsn {
+        if !dirty && sealed.lsn <= self.manifest.flushed_lsn() {
             self.shared.recount();
             return Ok(report);
         }
@@ -192,29 +204,73 @@ impl Maintenance {
         Ok(report)
     }
 
+    /// Counts anew what is in memory, after tenants were let go.
+    pub(crate) fn let_gone(&self, tenants: usize) {
+        if tenants > 0 {
+            self.shared.recount();
+            tracing::debug!(tenants, "tenants that do nothing were let go");
+        }
+    }
+
     fn hold(&self, bytes: usize) -> Held {
         self.shared.memory().hold(MemoryClass::Flush, bytes)
     }
 
     /// Adds what moved beside the rows: watermarks and table ids. A tenant of which the manifest
     /// knows all of it already has no part in the record, however many tenants there are.
-    fn add_marks(&self, sealed: &Sealed, tenants: &mut BTreeMap<TenantId, TenantDelta>) {
-        let current = self.manifest.current();
+    fn add_marks(
+        &self,
+        sealed: &Sealed,
+        tenants: &mut BTreeMap<TenantId, TenantDelta>,
+    ) -> Result<(), CommitError> {
+        let mut known: BTreeMap<TenantId, Option<Arc<TenantManifest>>> = BTreeMap::new();
+        let streams = sealed.streams.iter().map(|(id, ..)| *id);
+        for id in streams.chain(sealed.next_table_ids.iter().map(|(id, _)| *id)) {
+            if let Entry::Vacant(new) = known.entry(id) {
+                new.insert(self.manifest.tenant(&id)?);
+            }
+        }
+        let known = |id: &TenantId| known.get(id).and_then(Option::as_ref);
         // A destroyed tenant has no part in the record; its marks would only be left out later.
         let gone = |id: &TenantId| matches!(self.keys.current(&id.0), Err(KeyError::Gone { .. }));
         for (id, key, hi) in sealed.streams.iter().filter(|_| !planted(Bug::WatermarkNotStored)) {
             let state = StreamState { hi: *hi };
-            let known = current.tenants.get(id).and_then(|t| t.streams.get(key));
+            let known = known(id).and_then(|t| t.streams.get(key));
             if known != Some(&state) && !gone(id) {
                 tenants.entry(*id).or_default().streams.insert(key.clone(), state);
             }
         }
         for (id, next) in &sealed.next_table_ids {
-            let known = current.tenants.get(id).map_or(1, |t| t.next_table_id);
+            let known = known(id).map_or(1, |t| t.next_table_id);
             if *next > known && !gone(id) {
                 tenants.entry(*id).or_default().next_table_id = Some(*next);
             }
         }
+        Ok(())
+    }
+
+    /// Tenants that have long done nothing and of which no merge is wanted, for the writer to let
+    /// go of.
+    pub(crate) fn idle(&mut self) -> Result<Vec<Idle>, CommitError> {
+        let mut out = Vec::new();
+        let Some(since) = self.shared.idle_since(self.limits.idle_after) else { return Ok(out) };
+        // What a flush has just written is planned first: most of it wants no merge.
+        self.look();
+        for handle in self.shared.all_awake() {
+            let id = handle.id;
+            if handle.used() > since || self.wanted.concerns(id) {
+                continue;
+            }
+            let Some(manifest) = self.manifest.tenant(&id)? else { continue };
+            // Else the work would be for nothing, and is done again at each flush.
+            if !settled(&handle, &manifest) {
+                continue;
+            }
+            if let Some(part) = self.manifest.pack(&id)? {
+                out.push(Idle { id, manifest, part });
+            }
+        }
+        Ok(out)
     }
 
     fn flush_tenant(

@@ -9,7 +9,7 @@
 //! was stored after its claim, which is seen; what it stores later is not in the list.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -19,7 +19,10 @@ use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 
 use crate::{
     column_file::bundle::object_path,
-    manifest::{CommitError, FileEntry, Manifest, ManifestStore},
+    manifest::{
+        CommitError, FileEntry, Manifest, ManifestStore,
+        parts::{ObjectUse, Objects},
+    },
     planted::{Bug, planted},
 };
 
@@ -40,11 +43,12 @@ pub enum SweepError {
 /// Objects seen to be unnamed, and since when (monotonic).
 #[derive(Debug, Default)]
 pub(crate) struct Garbage {
-    since: Vec<(Path, Duration)>,
+    since: BTreeMap<Path, Duration>,
     /// Files that left the manifest; alive while a snapshot holds them.
     left: Vec<(Path, Weak<FileEntry>)>,
 }
 
+/// What the manifest names, told from all of it.
 pub(crate) fn named(manifest: &Manifest) -> BTreeSet<Path> {
     let mut out = BTreeSet::new();
     for table in manifest.tenants.values().flat_map(|t| t.tables.values()) {
@@ -52,7 +56,7 @@ pub(crate) fn named(manifest: &Manifest) -> BTreeSet<Path> {
             out.insert(object_path(&file.parquet.object));
             out.insert(object_path(&file.directory.object));
         }
-        for section in table.series_sections.iter().filter(|_| !planted(Bug::SeriesAreGarbage)) {
+        for section in &table.series_sections {
             out.insert(object_path(&section.section.object));
         }
     }
@@ -76,14 +80,14 @@ impl Garbage {
         now: Duration,
         grace: Duration,
     ) -> Result<usize, SweepError> {
-        let due = self.due(store, &manifest.current(), now, grace).await?;
+        let due = self.due(store, manifest.objects(), now, grace).await?;
         if due.is_empty() {
             return Ok(0);
         }
         manifest.check_owner().await?;
         for path in &due {
             store.delete(path).await?;
-            self.since.retain(|(known, _)| known != path);
+            self.since.remove(path);
         }
         Ok(due.len())
     }
@@ -91,25 +95,21 @@ impl Garbage {
     async fn due(
         &mut self,
         store: &dyn ObjectStore,
-        manifest: &Manifest,
+        objects: &Objects,
         now: Duration,
         grace: Duration,
     ) -> Result<Vec<Path>, object_store::Error> {
-        let named = named(manifest);
+        let keeps = |object: &ObjectUse| object.files > 0 || !planted(Bug::SeriesAreGarbage);
+        let kept = objects.iter().filter(|(_, object)| keeps(object));
+        let named: BTreeSet<Path> = kept.map(|(id, _)| object_path(id)).collect();
         let stored: Vec<Path> =
             store.list(Some(&Path::from("data"))).map_ok(|m| m.location).try_collect().await?;
         let unnamed: BTreeSet<Path> = stored.into_iter().filter(|p| !named.contains(p)).collect();
-        self.since.retain(|(path, _)| unnamed.contains(path));
+        self.since.retain(|path, _| unnamed.contains(path));
         self.left.retain(|(_, file)| file.strong_count() > 0);
         let mut due = Vec::new();
         for path in unnamed {
-            let first = match self.since.iter().find(|(known, _)| *known == path) {
-                Some((_, first)) => *first,
-                None => {
-                    self.since.push((path.clone(), now));
-                    now
-                }
-            };
+            let first = *self.since.entry(path.clone()).or_insert(now);
             let held = !planted(Bug::PinIgnored) && self.left.iter().any(|(left, _)| *left == path);
             if !held && now.saturating_sub(first) >= grace {
                 due.push(path);

@@ -13,6 +13,7 @@ mod flush;
 mod formats;
 pub mod fsck;
 mod gc;
+mod idle;
 mod limits;
 pub mod manifest;
 mod memtable;
@@ -39,6 +40,7 @@ pub use compaction::{
 pub use engine::{Engine, EngineConfig, EngineStats, OpenError, Shard, SnapshotError};
 pub use flush::{FlushError, FlushReport};
 pub use gc::SweepError;
+pub use idle::WakeError;
 pub use limits::EngineLimits;
 pub use run::{Run, RunError, SeriesSpan};
 pub use scan::{

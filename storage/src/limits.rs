@@ -62,6 +62,9 @@ pub struct EngineLimits {
     pub open_files: usize,
     /// Manifest records between two checkpoints.
     pub checkpoint_every: u64,
+    /// A tenant that was neither written nor asked for so long is let go at the next flush: only
+    /// what is needed to find its files again stays in memory.
+    pub idle_after: Duration,
     /// What memory is counted against; shared with whoever reserves for requests.
     pub memory: Arc<MemoryBudget>,
 }
@@ -124,6 +127,7 @@ impl Default for EngineLimits {
             segment_bytes: 64 << 20,
             open_files: 1024,
             checkpoint_every: 64,
+            idle_after: Duration::from_secs(600),
             memory: MemoryBudget::unlimited(),
         }
     }

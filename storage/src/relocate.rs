@@ -5,7 +5,7 @@
 //! Never: moves a section of an object that is mostly series already, so that moving ends.
 //! Crash order: as a merge: an object without a commit is swept at the next start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::TryStreamExt;
 use millrace_crypto::{key::KeyError, sealed_file::open_object};
@@ -16,7 +16,11 @@ use object_store::{ObjectStoreExt, path::Path};
 use crate::{
     column_file::bundle::{BundleWriter, SectionRef, object_path},
     flush::{FlushError, Maintenance},
-    manifest::{Delta, Manifest, SeriesSection, TableDelta, TenantDelta},
+    manifest::{
+        CommitError, Delta, ManifestStore, SeriesSection, TableDelta, TenantDelta,
+        parts::{ObjectUse, Objects},
+        record::RecordError,
+    },
 };
 
 /// Bytes copied by one move: the rest follows with the next.
@@ -30,36 +34,34 @@ struct Stranded {
     section: SeriesSection,
 }
 
-/// Series sections in objects (name and size) that hold no rows any more and are mostly waste.
-fn stranded(manifest: &Manifest, objects: &BTreeMap<Path, u64>) -> Vec<Stranded> {
-    let mut series: BTreeMap<Path, Vec<Stranded>> = BTreeMap::new();
-    let mut with_rows = std::collections::BTreeSet::new();
-    for (tenant, tables) in &manifest.tenants {
-        for (table_id, table) in &tables.tables {
-            for file in &table.files {
-                with_rows.insert(object_path(&file.parquet.object));
-                with_rows.insert(object_path(&file.directory.object));
-            }
-            for section in &table.series_sections {
-                let (tenant, table_id, section) = (*tenant, *table_id, section.clone());
-                let path = object_path(&section.section.object);
-                series.entry(path).or_default().push(Stranded { tenant, table_id, section });
+/// Objects that hold series and no rows any more, and are mostly waste; `sizes` are their bytes.
+fn wasteful(objects: &Objects, sizes: &BTreeMap<Path, u64>) -> BTreeSet<[u8; 16]> {
+    let mostly_waste = |id: &[u8; 16], object: &ObjectUse| {
+        sizes.get(&object_path(id)).is_some_and(|size| object.series_bytes < size / 2)
+    };
+    let bare = objects.iter().filter(|(_, object)| object.files == 0);
+    bare.filter(|(id, object)| mostly_waste(id, object)).map(|(id, _)| *id).collect()
+}
+
+/// Sections of the tenants that stand in one of `objects`, as many as one move takes.
+fn stranded(
+    manifest: &ManifestStore,
+    objects: &BTreeSet<[u8; 16]>,
+) -> Result<Vec<Stranded>, RecordError> {
+    let (mut room, mut out) = (MOVE_BYTES, Vec::new());
+    // Whose they are nobody has to know but here, and it is seldom that there are any.
+    for tenant in manifest.tenants().into_iter().filter(|_| !objects.is_empty()) {
+        let Some(part) = manifest.tenant(&tenant)? else { continue };
+        for (table_id, table) in &part.tables {
+            let here = |s: &&SeriesSection| objects.contains(&s.section.object);
+            for section in table.series_sections.iter().filter(here) {
+                let Some(left) = room.checked_sub(section.section.len) else { return Ok(out) };
+                room = left;
+                out.push(Stranded { tenant, table_id: *table_id, section: section.clone() });
             }
         }
     }
-    let mostly_waste = |path: &Path, sections: &[Stranded]| {
-        let live: u64 = sections.iter().map(|s| s.section.section.len).sum();
-        objects.get(path).is_some_and(|size| live < size / 2)
-    };
-    series.retain(|path, sections| !with_rows.contains(path) && mostly_waste(path, sections));
-    let mut room = MOVE_BYTES;
-    let mut out = Vec::new();
-    for section in series.into_values().flatten() {
-        let Some(left) = room.checked_sub(section.section.section.len) else { break };
-        room = left;
-        out.push(section);
-    }
-    out
+    Ok(out)
 }
 
 impl Maintenance {
@@ -67,17 +69,18 @@ impl Maintenance {
     pub(crate) async fn relocate_series(&mut self) -> Result<usize, FlushError> {
         let prefix = Path::from("data");
         let listed = self.store.list(Some(&prefix)).map_ok(|m| (m.location, m.size));
-        let objects: BTreeMap<Path, u64> = listed.try_collect().await?;
-        let manifest = self.manifest.current();
+        let sizes: BTreeMap<Path, u64> = listed.try_collect().await?;
+        let stranded = stranded(&self.manifest, &wasteful(self.manifest.objects(), &sizes));
+        let stranded = stranded.map_err(CommitError::Record)?;
         let mut bundle = BundleWriter::new(random_bytes(self.entropy.as_ref()));
         let mut tenants: BTreeMap<TenantId, TenantDelta> = BTreeMap::new();
         let mut moved = 0;
-        for Stranded { tenant, table_id, section } in stranded(&manifest, &objects) {
+        for Stranded { tenant, table_id, section } in stranded {
             let Some(copied) = self.copy(tenant, &section.section, &mut bundle).await? else {
                 continue;
             };
-            let Some(table) = manifest.tenants.get(&tenant).and_then(|t| t.tables.get(&table_id))
-            else {
+            let part = self.manifest.tenant(&tenant).map_err(CommitError::Record)?;
+            let Some(table) = part.as_ref().and_then(|t| t.tables.get(&table_id)) else {
                 continue;
             };
             let delta = tenants.entry(tenant).or_default();
@@ -95,7 +98,15 @@ impl Maintenance {
         }
         if moved > 0 {
             self.put(bundle).await?;
-            self.commit(Delta { flushed_lsn: manifest.flushed_lsn, tenants }).await?;
+            let moved_of: Vec<TenantId> = tenants.keys().copied().collect();
+            let flushed_lsn = self.manifest.flushed_lsn();
+            self.commit(Delta { flushed_lsn, tenants }).await?;
+            // The parts of idle tenants are small again, and where they wake from.
+            for id in moved_of.into_iter().filter(|id| self.shared.awake(*id).is_none()) {
+                if let Some(part) = self.manifest.pack(&id).map_err(CommitError::Record)? {
+                    self.shared.moved(id, part);
+                }
+            }
         }
         Ok(moved)
     }
@@ -130,7 +141,7 @@ mod tests {
     use super::*;
     use crate::{
         compaction::model::entry,
-        manifest::{TableManifest, TenantManifest},
+        manifest::{TableManifest, TenantManifest, parts::Parts},
         schema::TableSchema,
     };
 
@@ -152,12 +163,19 @@ mod tests {
         };
         let tenant =
             TenantManifest { tables: BTreeMap::from([(1, table)]), ..TenantManifest::default() };
-        let tenants = BTreeMap::from([(TenantId([1; 16]), Arc::new(tenant))]);
-        let manifest = Manifest { tenants, ..Manifest::default() };
+        let mut parts = Parts::default();
+        parts.put(TenantId([1; 16]), Arc::new(tenant.clone())).unwrap();
         // 1 has rows, 2 is mostly waste, 3 holds series alone.
-        let objects =
+        let sizes =
             [(1u8, 1000), (2, 1000), (3, 100)].map(|(o, size)| (object_path(&[o; 16]), size));
-        let found = stranded(&manifest, &objects.into());
-        assert_eq!(found.iter().map(|s| s.section.section.object[0]).collect::<Vec<_>>(), [2]);
+        let found = wasteful(parts.objects(), &sizes.into());
+        assert_eq!(found, BTreeSet::from([[2; 16]]));
+        // What leaves the manifest leaves the index.
+        parts.put(TenantId([1; 16]), Arc::new(TenantManifest::default())).unwrap();
+        assert!(parts.objects().is_empty());
+        // And what is kept small is the same as before.
+        parts.put(TenantId([1; 16]), Arc::new(tenant.clone())).unwrap();
+        parts.pack(&TenantId([1; 16])).unwrap();
+        assert_eq!(parts.get(&TenantId([1; 16])).unwrap().as_deref(), Some(&tenant));
     }
 }

@@ -1,24 +1,31 @@
 //! What the writer, the flush and the readers of one shard share.
 //!
-//! Owns: the map of tenants, the durable log position, the memtable's size and what of the memory
+//! Owns: the map of tenants, awake or asleep (idle.rs), the durable log position, the memtable's size and what of the memory
 //! budget rows and series hold.
-//! Never: does I/O; holds a lock longer than a map operation.
+//! Never: holds a lock longer than a map operation, but for the one under which a tenant is woken,
+//! which reads its series.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use millrace_platform::{
     budget::{Held, MemoryBudget, MemoryClass},
     metric::Metric,
 };
-use millrace_protocol::ids::TenantId;
+use millrace_protocol::{
+    ids::{SeqNo, TenantId},
+    stream::StreamKey,
+};
 
 use crate::{
+    idle::{Asleep, Bed, WakeError},
+    manifest::parts::Packed,
     memtable::chunk::Chunk,
     schema::TableSchema,
     shard::{table::TableHandle, tenant::TenantHandle, watermark::Watermarks},
@@ -31,13 +38,23 @@ struct Holdings {
     series: Held,
 }
 
+/// A tenant that the manifest or the log knows.
+#[derive(Debug, Clone)]
+enum Slot {
+    Awake(Arc<TenantHandle>),
+    /// Everything of it is in files.
+    Asleep(Asleep),
+}
+
 /// See the module head.
 #[derive(Debug)]
 pub(crate) struct Shared {
     memory: Arc<MemoryBudget>,
     holdings: Mutex<Holdings>,
-    tenants: RwLock<BTreeMap<TenantId, Arc<TenantHandle>>>,
-    next_table_ids: RwLock<BTreeMap<TenantId, u64>>,
+    tenants: RwLock<BTreeMap<TenantId, Slot>>,
+    bed: Bed,
+    /// Held while a tenant is woken or put to sleep, disk reads included.
+    waking: Mutex<()>,
     durable_lsn: AtomicU64,
     memtable_bytes: AtomicUsize,
     memtable_rows: AtomicUsize,
@@ -50,7 +67,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// A shard without tenants, counted against `memory`.
-    pub(crate) fn new(memory: &Arc<MemoryBudget>) -> Self {
+    pub(crate) fn new(memory: &Arc<MemoryBudget>, bed: Bed) -> Self {
         Self {
             memory: Arc::clone(memory),
             holdings: Mutex::new(Holdings {
@@ -58,7 +75,8 @@ impl Shared {
                 series: memory.hold(MemoryClass::Series, 0),
             }),
             tenants: RwLock::default(),
-            next_table_ids: RwLock::default(),
+            bed,
+            waking: Mutex::default(),
             durable_lsn: AtomicU64::new(0),
             memtable_bytes: AtomicUsize::new(0),
             memtable_rows: AtomicUsize::new(0),
@@ -73,38 +91,110 @@ impl Shared {
         &self.memory
     }
 
-    /// The tenant's handle, if it has ever written.
-    pub(crate) fn tenant(&self, id: TenantId) -> Option<Arc<TenantHandle>> {
-        self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    fn slots(&self) -> RwLockReadGuard<'_, BTreeMap<TenantId, Slot>> {
+        self.tenants.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slots_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<TenantId, Slot>> {
+        self.tenants.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waking(&self) -> MutexGuard<'_, ()> {
+        self.waking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tenant's handle, if it has ever written. One that sleeps is woken: its series are read.
+    pub(crate) fn tenant(&self, id: TenantId) -> Result<Option<Arc<TenantHandle>>, WakeError> {
+        let awake = match self.slots().get(&id) {
+            None => return Ok(None),
+            Some(Slot::Awake(handle)) => Some(Arc::clone(handle)),
+            Some(Slot::Asleep(_)) => None,
+        };
+        let handle = match awake {
+            Some(handle) => handle,
+            None => self.wake(id)?,
+        };
+        handle.touch(self.bed.now());
+        Ok(Some(handle))
+    }
+
+    fn wake(&self, id: TenantId) -> Result<Arc<TenantHandle>, WakeError> {
+        let _one = self.waking();
+        let slot = self.slots().get(&id).cloned();
+        let handle = match slot {
+            Some(Slot::Awake(handle)) => return Ok(handle),
+            Some(Slot::Asleep(asleep)) => Arc::new(self.bed.wake(id, &asleep)?),
+            None => Arc::new(TenantHandle::new(id, BTreeMap::new(), Watermarks::default(), 1)),
+        };
+        let series: usize = handle.tables().values().map(|t| t.dictionary.bytes()).sum();
+        self.slots_mut().insert(id, Slot::Awake(Arc::clone(&handle)));
+        let mut holdings = self.holdings();
+        let now = holdings.series.bytes() + series;
+        holdings.series.resize(now);
+        Ok(handle)
     }
 
     /// The tenant's handle, made if needed.
-    pub(crate) fn tenant_or_new(&self, id: TenantId) -> Arc<TenantHandle> {
-        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(tenants.entry(id).or_insert_with(|| {
-            Arc::new(TenantHandle::new(id, BTreeMap::new(), Watermarks::default()))
-        }))
+    pub(crate) fn tenant_or_new(&self, id: TenantId) -> Result<Arc<TenantHandle>, WakeError> {
+        if let Some(handle) = self.tenant(id)? {
+            return Ok(handle);
+        }
+        let handle = self.wake(id)?;
+        handle.touch(self.bed.now());
+        Ok(handle)
     }
 
-    /// Puts a recovered tenant in place.
-    pub(crate) fn insert(&self, handle: TenantHandle, next_table_id: u64) {
-        let id = handle.id;
-        self.tenants.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(handle));
-        self.next_table_ids
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, next_table_id);
+    /// The tenant's handle if it is awake.
+    pub(crate) fn awake(&self, id: TenantId) -> Option<Arc<TenantHandle>> {
+        match self.slots().get(&id) {
+            Some(Slot::Awake(handle)) => Some(Arc::clone(handle)),
+            _ => None,
+        }
     }
 
-    /// All tenants.
-    pub(crate) fn tenants(&self) -> Vec<Arc<TenantHandle>> {
-        self.tenants.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    /// All tenants that are awake: every one that has rows in memory is.
+    pub(crate) fn all_awake(&self) -> Vec<Arc<TenantHandle>> {
+        let awake = |slot: &Slot| match slot {
+            Slot::Awake(handle) => Some(Arc::clone(handle)),
+            Slot::Asleep(_) => None,
+        };
+        self.slots().values().filter_map(awake).collect()
     }
 
-    /// The first table id that the tenant has never used, as far as the manifest knows.
-    pub(crate) fn next_table_id(&self, id: TenantId) -> u64 {
-        let ids = self.next_table_ids.read().unwrap_or_else(PoisonError::into_inner);
-        ids.get(&id).copied().unwrap_or(1)
+    /// Puts a recovered tenant in place, asleep.
+    pub(crate) fn insert(&self, id: TenantId, asleep: Asleep) {
+        self.slots_mut().insert(id, Slot::Asleep(asleep));
+    }
+
+    /// Lets a tenant go. Only the writer calls it, which has made sure that files have everything
+    /// of it, while the flush and merges stand still.
+    pub(crate) fn put_to_sleep(&self, id: TenantId, asleep: Asleep) {
+        let _one = self.waking();
+        self.insert(id, asleep);
+    }
+
+    /// The manifest's part of a tenant that sleeps has changed: its series are elsewhere.
+    pub(crate) fn moved(&self, id: TenantId, part: Packed) {
+        let _one = self.waking();
+        if let Some(Slot::Asleep(asleep)) = self.slots_mut().get_mut(&id) {
+            asleep.part = part;
+        }
+    }
+
+    /// Since when a tenant may have been asked for the last time to be let go; `None` if that is
+    /// too early for any.
+    pub(crate) fn idle_since(&self, idle: Duration) -> Option<Duration> {
+        self.bed.now().checked_sub(idle)
+    }
+
+    /// The highest durable number of a stream, asleep or not; 0 if it is new.
+    pub(crate) fn watermark(&self, id: TenantId, key: &StreamKey) -> Result<SeqNo, WakeError> {
+        let slot = self.slots().get(&id).cloned();
+        Ok(match slot {
+            Some(Slot::Awake(handle)) => handle.durable(key),
+            Some(Slot::Asleep(asleep)) => asleep.watermark(key)?,
+            None => SeqNo::default(),
+        })
     }
 
     /// Sets or lifts a tenant's own limit of new series per table and day.
@@ -170,7 +260,7 @@ impl Shared {
     /// Sets the sizes after a flush, recounted from what is still there.
     pub(crate) fn recount(&self) {
         let (mut bytes, mut rows, mut sealed, mut series) = (0, 0, 0, 0);
-        for tenant in self.tenants() {
+        for tenant in self.all_awake() {
             for table in tenant.tables().values() {
                 let version = table.current.load();
                 for chunk in version.flushing.iter().chain(&version.active) {

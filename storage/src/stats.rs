@@ -19,6 +19,8 @@ use millrace_protocol::{
     stream::StreamKey,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::Engine;
 
 /// A row is late if its time is more than this behind the newest time that its table had before
@@ -34,7 +36,7 @@ pub const ENTRIES_ALL_MAX: usize = 200_000;
 pub const OTHERS: &str = "(others)";
 
 /// Counters of one database, table and source since the start of the server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngestCounts {
     /// Rows taken.
     pub rows: u64,
@@ -65,7 +67,7 @@ impl IngestCounts {
 }
 
 /// One entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngestEntry {
     /// Database.
     pub database: String,
@@ -152,7 +154,19 @@ impl TenantIngest {
         }
     }
 
-    fn list(&self) -> Vec<IngestEntry> {
+    /// Takes back what was listed before the tenant was idle.
+    pub(crate) fn restore(&self, listed: &[IngestEntry]) {
+        let mut entries = self.lock();
+        for entry in listed {
+            if entry.table.is_empty() && entry.source == OTHERS {
+                entries.others.get_or_insert_default().add(&entry.counts);
+            } else {
+                entries.add(&entry.database, &entry.table, &entry.source, &entry.counts);
+            }
+        }
+    }
+
+    pub(crate) fn list(&self) -> Vec<IngestEntry> {
         let entries = self.lock();
         let entry =
             |database: &str, table: &str, source: &str, counts: &IngestCounts| IngestEntry {

@@ -1,8 +1,8 @@
 //! The persisted state: tenants, tokens, claims, devices, the device CA.
 //!
 //! Format: one sealed object (docs/formats/sealed-object.md) under the system key, holding JSON,
-//! written whole by durable::replace after every change. Changes are rare (people and enrolments),
-//! so a whole write of a few kilobytes is simpler than a log and as durable.
+//! and the changes since as one sealed object each (platform's changes.rs) in `changes/`, folded
+//! into the whole now and then: a change costs the same however many tenants there are.
 //! Owns: the state and every change to it. All methods take `&self`; a change that could not be
 //! stored did not happen.
 //! Never: stores a secret, only its hash; answers "not yours" differently from "not there".
@@ -19,6 +19,7 @@ use millrace_crypto::{
     sealed_file::{open_object, seal_object},
 };
 use millrace_platform::{
+    changes::Changes,
     clock::Clock,
     disk::{Disk, read_file},
     durable,
@@ -37,6 +38,18 @@ use crate::{
 };
 
 const OBJECT: [u8; 16] = *b"millrace-catalog";
+/// The folder of the changes, beside the catalogue.
+const CHANGES: &str = "changes";
+/// 1 had no changes beside it.
+const FORMAT: u32 = 2;
+
+/// The id of a change's object: it cannot stand under another number.
+fn change_object(number: u64) -> [u8; 16] {
+    let mut out = *b"mr-chang\0\0\0\0\0\0\0\0";
+    out[8..].copy_from_slice(&number.to_le_bytes());
+    out
+}
+
 const FILE_BYTES_MAX: u64 = 256 << 20;
 /// Life of a claim code, ns: 24 h.
 const CLAIM_NS: i64 = 24 * 3600 * 1_000_000_000;
@@ -141,12 +154,105 @@ pub struct Device {
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct State {
     version: u32,
+    /// The last change that it has.
+    #[serde(default)]
+    generation: u64,
     tenants: BTreeMap<String, Tenant>,
     tokens: BTreeMap<String, Token>,
     claims: BTreeMap<String, Claim>,
     devices: BTreeMap<String, Device>,
     ca_certificate_pem: String,
     ca_key_pem: String,
+}
+
+/// What one change puts in place of what was there, by id; `None` takes away.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Change {
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tenants: BTreeMap<String, Tenant>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tokens: BTreeMap<String, Option<Token>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    claims: BTreeMap<String, Option<Claim>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    devices: BTreeMap<String, Device>,
+}
+
+impl Change {
+    fn tenant(tenant: Tenant) -> Self {
+        Self { tenants: BTreeMap::from([(tenant.id.to_string(), tenant)]), ..Self::default() }
+    }
+
+    fn token(id: String, token: Option<Token>) -> Self {
+        Self { tokens: BTreeMap::from([(id, token)]), ..Self::default() }
+    }
+
+    fn claim(id: String, claim: Option<Claim>) -> Self {
+        Self { claims: BTreeMap::from([(id, claim)]), ..Self::default() }
+    }
+
+    fn device(device: Device) -> Self {
+        Self { devices: BTreeMap::from([(device.id.to_string(), device)]), ..Self::default() }
+    }
+}
+
+/// Puts or takes away what a change says.
+fn merge<T>(map: &mut BTreeMap<String, T>, change: BTreeMap<String, Option<T>>) {
+    for (id, value) in change {
+        match value {
+            Some(value) => map.insert(id, value),
+            None => map.remove(&id),
+        };
+    }
+}
+
+impl State {
+    fn apply(&mut self, number: u64, change: Change) {
+        self.generation = number;
+        self.tenants.extend(change.tenants);
+        self.devices.extend(change.devices);
+        merge(&mut self.tokens, change.tokens);
+        merge(&mut self.claims, change.claims);
+    }
+
+    fn entries(&self) -> usize {
+        self.tenants.len() + self.tokens.len() + self.claims.len() + self.devices.len()
+    }
+}
+
+/// The state as it is kept in memory.
+struct Kept {
+    state: State,
+    changes: Changes,
+    /// Ids of tenants by name.
+    names: BTreeMap<String, String>,
+}
+
+impl std::ops::Deref for Kept {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl Kept {
+    fn new(state: State, changes: Changes) -> Self {
+        let name = |(id, tenant): (&String, &Tenant)| (tenant.name.clone(), id.clone());
+        let names = state.tenants.iter().map(name).collect();
+        Self { state, changes, names }
+    }
+
+    fn by_name(&self, name: &str) -> Option<&Tenant> {
+        self.names.get(name).and_then(|id| self.state.tenants.get(id))
+    }
+
+    fn apply(&mut self, number: u64, change: Change) {
+        for (id, tenant) in &change.tenants {
+            self.names.insert(tenant.name.clone(), id.clone());
+        }
+        self.state.apply(number, change);
+    }
 }
 
 /// Why the catalogue cannot do what was asked.
@@ -189,7 +295,7 @@ pub struct Catalog {
     entropy: Arc<dyn Entropy>,
     keys: Arc<dyn TenantKeySource>,
     path: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<Kept>,
     ca: DeviceCa,
     /// Counts changes, so that open streams can look again whether they may go on.
     changes: watch::Sender<u64>,
@@ -220,13 +326,24 @@ impl Catalog {
         let fail = |detail: String| CatalogError::File { path: path.clone(), detail };
         disk.create_dir_all(dir).map_err(|e| fail(e.to_string()))?;
         let exists = disk.exists(&path).map_err(|e| fail(e.to_string()))?;
-        let mut state = State { version: 1, ..State::default() };
+        let mut state = State { version: FORMAT, ..State::default() };
         if exists {
             let sealed =
                 read_file(disk.as_ref(), &path, FILE_BYTES_MAX).map_err(|e| fail(e.to_string()))?;
             let json = open_object(keys.as_ref(), &SYSTEM, OBJECT, &sealed)
                 .map_err(|e| fail(e.to_string()))?;
             state = serde_json::from_slice(&json).map_err(|e| fail(e.to_string()))?;
+            if !(1..=FORMAT).contains(&state.version) {
+                return Err(fail(format!("version {} is unknown", state.version)));
+            }
+        }
+        let (stored, list) = Changes::open(disk.as_ref(), &dir.join(CHANGES), state.generation)
+            .map_err(|e| fail(e.to_string()))?;
+        for (number, sealed) in list {
+            let fail = |e: &dyn std::fmt::Display| fail(format!("its change {number}: {e}"));
+            let json = open_object(keys.as_ref(), &SYSTEM, change_object(number), &sealed)
+                .map_err(|e| fail(&e))?;
+            state.apply(number, serde_json::from_slice(&json).map_err(|e| fail(&e))?);
         }
         let fresh = state.ca_key_pem.is_empty();
         let ca = if fresh {
@@ -237,36 +354,62 @@ impl Catalog {
         state.ca_certificate_pem = ca.certificate_pem().to_owned();
         state.ca_key_pem = ca.key_pem().to_owned();
         let (changes, _) = watch::channel(0);
-        let state = Mutex::new(state);
+        let state = Mutex::new(Kept::new(state, stored));
         let catalog = Self { disk, clock, entropy, keys, path, state, ca, changes };
         if fresh {
-            catalog.change(|_| Ok(()))?;
+            catalog.change(|_| Ok((Change::default(), ())))?;
         }
         Ok(catalog)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies a change to a copy, stores it, and only then lets it count.
+    /// Makes a change, stores it, and only then lets it count.
     fn change<T>(
         &self,
-        f: impl FnOnce(&mut State) -> Result<T, CatalogError>,
+        f: impl FnOnce(&Kept) -> Result<(Change, T), CatalogError>,
     ) -> Result<T, CatalogError> {
-        let mut state = self.lock();
-        let mut next = state.clone();
-        let out = f(&mut next)?;
-        let fail = |detail: String| CatalogError::File { path: self.path.clone(), detail };
-        let json = serde_json::to_vec(&next).map_err(|e| fail(e.to_string()))?;
-        let keys = self.keys.current(&SYSTEM).map_err(|e| fail(e.to_string()))?;
-        let sealed = seal_object(&keys, self.entropy.as_ref(), OBJECT, &json);
-        durable::replace(self.disk.as_ref(), &self.path, &sealed)
-            .map_err(|e| fail(e.to_string()))?;
-        *state = next;
-        drop(state);
+        let mut kept = self.lock();
+        let (change, out) = f(&kept)?;
+        let number = kept.state.generation + 1;
+        // The first one makes the file itself; one of an older format does not say that it has
+        // changes.
+        let whole = number == 1 || kept.state.version < FORMAT;
+        if whole || kept.changes.fold_due(kept.state.entries()) {
+            self.store_whole(&kept.state, number, change.clone())?;
+            kept.state.version = FORMAT;
+            // What the whole has counts for nothing any more: the next start removes it, too.
+            if let Err(e) = kept.changes.folded(self.disk.as_ref(), number) {
+                tracing::warn!(error = %e, "changes of the catalogue stay until the next start");
+            }
+        } else {
+            let sealed = self.seal(change_object(number), &change)?;
+            let stored = kept.changes.append(self.disk.as_ref(), number, &sealed);
+            stored.map_err(|e| self.fail(&e))?;
+        }
+        kept.apply(number, change);
+        drop(kept);
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
         Ok(out)
+    }
+
+    fn store_whole(&self, state: &State, number: u64, change: Change) -> Result<(), CatalogError> {
+        let mut next = State { version: FORMAT, ..state.clone() };
+        next.apply(number, change);
+        let sealed = self.seal(OBJECT, &next)?;
+        durable::replace(self.disk.as_ref(), &self.path, &sealed).map_err(|e| self.fail(&e))
+    }
+
+    fn seal(&self, object: [u8; 16], value: &impl Serialize) -> Result<Vec<u8>, CatalogError> {
+        let json = serde_json::to_vec(value).map_err(|e| self.fail(&e))?;
+        let keys = self.keys.current(&SYSTEM).map_err(|e| self.fail(&e))?;
+        Ok(seal_object(&keys, self.entropy.as_ref(), object, &json))
+    }
+
+    fn fail(&self, e: &dyn std::fmt::Display) -> CatalogError {
+        CatalogError::File { path: self.path.clone(), detail: e.to_string() }
     }
 
     /// Ends when the device may no longer stream with this certificate: it was revoked, or it has
@@ -303,7 +446,7 @@ impl Catalog {
         Self::check_name(name)?;
         let created_ns = self.clock.now_ns();
         self.change(|state| {
-            if state.tenants.values().any(|t| t.name == name) {
+            if state.by_name(name).is_some() {
                 return Err(CatalogError::Exists(name.to_owned()));
             }
             let tenant = Tenant {
@@ -313,8 +456,7 @@ impl Catalog {
                 created_ns,
                 limits: TenantLimits::default(),
             };
-            state.tenants.insert(id.to_string(), tenant.clone());
-            Ok(tenant)
+            Ok((Change::tenant(tenant.clone()), tenant))
         })
     }
 
@@ -332,9 +474,7 @@ impl Catalog {
 
     /// The tenant of this name.
     pub fn tenant_by_name(&self, name: &str) -> Result<Tenant, CatalogError> {
-        let state = self.lock();
-        let found = state.tenants.values().find(|t| t.name == name);
-        found.cloned().ok_or(CatalogError::NotFound("tenant"))
+        self.lock().by_name(name).cloned().ok_or(CatalogError::NotFound("tenant"))
     }
 
     /// The tenant with this id.
@@ -362,10 +502,9 @@ impl Catalog {
         limits: TenantLimits,
     ) -> Result<Tenant, CatalogError> {
         self.change(|state| {
-            let tenant = state.tenants.values_mut().find(|t| t.name == name);
-            let tenant = tenant.ok_or(CatalogError::NotFound("tenant"))?;
-            tenant.limits = limits;
-            Ok(tenant.clone())
+            let tenant = state.by_name(name).ok_or(CatalogError::NotFound("tenant"))?;
+            let tenant = Tenant { limits, ..tenant.clone() };
+            Ok((Change::tenant(tenant.clone()), tenant))
         })
     }
 
@@ -405,10 +544,7 @@ impl Catalog {
             expires_ns,
             hash,
         };
-        self.change(|state| {
-            state.tokens.insert(id, token.clone());
-            Ok(())
-        })?;
+        self.change(|_| Ok((Change::token(id, Some(token.clone())), ())))?;
         Ok((token, secret))
     }
 
@@ -426,8 +562,7 @@ impl Catalog {
             if !own {
                 return Err(CatalogError::NotFound("token"));
             }
-            state.tokens.remove(id);
-            Ok(())
+            Ok((Change::token(id.to_owned(), None), ()))
         })
     }
 
@@ -471,9 +606,10 @@ impl Catalog {
         };
         let expires_ns = claim.expires_ns;
         self.change(|state| {
-            state.claims.retain(|_, c| c.expires_ns > now);
-            state.claims.insert(id, claim);
-            Ok(())
+            let over = state.claims.iter().filter(|(_, c)| c.expires_ns <= now);
+            let over = over.map(|(id, _)| (id.clone(), None));
+            let claims = over.chain([(id, Some(claim))]).collect();
+            Ok((Change { claims, ..Change::default() }, ()))
         })?;
         Ok((secret, expires_ns))
     }
@@ -494,10 +630,12 @@ impl Catalog {
         }
         if !token::matches(secret, &claim.hash) {
             self.change(|state| {
-                if let Some(claim) = state.claims.get_mut(id) {
-                    claim.tries_left = claim.tries_left.saturating_sub(1);
-                }
-                Ok(())
+                let claim = state.claims.get(id).cloned();
+                let change = claim.map_or_else(Change::default, |claim| {
+                    let tries_left = claim.tries_left.saturating_sub(1);
+                    Change::claim(id.to_owned(), Some(Claim { tries_left, ..claim }))
+                });
+                Ok((change, ()))
             })?;
             return Err(CatalogError::Claim);
         }
@@ -516,9 +654,9 @@ impl Catalog {
         };
         self.change(|state| {
             // Taken by somebody else between the look and the change: a code works once.
-            state.claims.remove(id).ok_or(CatalogError::Claim)?;
-            state.devices.insert(device_id.to_string(), device.clone());
-            Ok(())
+            state.claims.get(id).ok_or(CatalogError::Claim)?;
+            let used = Change::claim(id.to_owned(), None);
+            Ok((Change { claims: used.claims, ..Change::device(device.clone()) }, ()))
         })?;
         Ok((device, certificate, end))
     }
@@ -532,10 +670,10 @@ impl Catalog {
     /// Ends a device's rights at once.
     pub fn revoke_device(&self, scope: AdminScope, id: DeviceId) -> Result<(), CatalogError> {
         self.change(|state| {
-            let device = state.devices.get_mut(&id.to_string());
+            let device = state.devices.get(&id.to_string());
             let device = device.filter(|d| d.tenant == scope.tenant());
-            device.ok_or(CatalogError::NotFound("device"))?.revoked = true;
-            Ok(())
+            let device = device.ok_or(CatalogError::NotFound("device"))?;
+            Ok((Change::device(Device { revoked: true, ..device.clone() }), ()))
         })
     }
 

@@ -14,6 +14,10 @@ use crate::{policy, scope::OperatorScope, *};
 const OPERATOR: OperatorScope = OperatorScope { _private: () };
 
 fn open(disk: &SimDisk, clock: &SimClock, seed: u64) -> Catalog {
+    try_open(disk, clock, seed).unwrap()
+}
+
+fn try_open(disk: &SimDisk, clock: &SimClock, seed: u64) -> Result<Catalog, CatalogError> {
     let entropy: Arc<dyn Entropy> = Arc::new(SimEntropy::seeded(seed));
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     disk.create_dir_all(Path::new("/d/keys")).unwrap();
@@ -28,7 +32,6 @@ fn open(disk: &SimDisk, clock: &SimClock, seed: u64) -> Catalog {
     )
     .unwrap();
     Catalog::open(disk, Arc::new(clock.clone()), entropy, Arc::new(ledger), Path::new("/d/control"))
-        .unwrap()
 }
 
 fn csr() -> String {
@@ -171,6 +174,58 @@ fn d1_a_change_that_was_answered_survives_a_power_cut_at_every_operation() {
             assert!(again.tenant_by_name(name).is_ok(), "cut {cut}: tenant {name} is lost");
         }
     }
+}
+
+#[test]
+fn a_change_costs_the_same_however_many_tenants_there_are_and_all_are_found_again() {
+    use millrace_platform::sim::disk::Op;
+    let (disk, clock) = (SimDisk::new(), SimClock::at(0));
+    let catalog = open(&disk, &clock, 1);
+    let written = |disk: &SimDisk| -> usize {
+        let write = |op| if let Op::Write(_, _, len) = op { len } else { 0 };
+        disk.trace().into_iter().map(write).sum()
+    };
+    let (mut costs, mut secrets) = (Vec::new(), Vec::new());
+    for round in 0..3 {
+        let before = written(&disk);
+        for n in 0..200 {
+            let name = format!("t{}", round * 200 + n);
+            catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), &name).unwrap();
+            let scopes = TokenScopes { read: true, ..TokenScopes::default() };
+            let (token, secret) =
+                catalog.create_token(admin(&catalog, &name), scopes, "", None).unwrap();
+            if n % 2 == 0 {
+                catalog.revoke_token(admin(&catalog, &name), &token.id).unwrap();
+            }
+            secrets.push((n % 2 == 0, secret));
+        }
+        costs.push(written(&disk) - before);
+    }
+    // About 500 bytes for each of 500 changes, and a few entries each that are stored again.
+    assert!(costs.iter().all(|bytes| *bytes < 500 * 4000), "{costs:?}");
+    drop(catalog);
+    let catalog = open(&disk, &clock, 2);
+    assert_eq!(catalog.tenants(OPERATOR).len(), 600);
+    for (revoked, secret) in &secrets {
+        assert_eq!(catalog.authenticate(secret.reveal()).is_none(), *revoked);
+    }
+}
+
+#[test]
+fn d1_a_change_is_only_taken_under_its_own_number() {
+    let (disk, clock) = (SimDisk::new(), SimClock::at(0));
+    let catalog = open(&disk, &clock, 1);
+    for name in ["a", "b"] {
+        catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), name).unwrap();
+    }
+    drop(catalog);
+    let folder = disk.paths().into_iter().find(|p| p.ends_with(format!("{:020}", 2))).unwrap();
+    let folder = folder.parent().unwrap().to_owned();
+    let change = |n: u64| folder.join(format!("{n:020}"));
+    let first = millrace_platform::disk::read_file(&disk, &change(2), 1 << 20).unwrap();
+    millrace_platform::durable::replace(&disk, &change(3), &first).unwrap();
+    let refused = try_open(&disk, &clock, 2).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("its change 3"), "{refused}");
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! The key ledger: every tenant's wrapped keys.
 //!
-//! Format: JSON `{"version":1,"generation":n,"root":id,"keys":{tenant: [{version, wrapped}]},
-//! "destroyed":[tenant]}`, written whole by durable::replace. Each key is wrapped by the provider
-//! with its tenant and version as authenticated context, so entries cannot be swapped.
+//! Format: JSON `{"version":2,"generation":n,"root":id,"keys":{tenant: [{version, wrapped}]},
+//! "destroyed":[tenant]}`, and the tenants made since generation n as one change each
+//! (platform's changes.rs) in `changes/`, JSON `{"root":id,"tenant":tenant,"keys":[...]}`. Each key
+//! is wrapped by the provider with its tenant and version as authenticated context, so entries
+//! cannot be swapped. A destruction stores the whole and removes the changes, before it counts.
 //! Owns: creation, look-up and destruction of tenant keys, and the cache of unwrapped ones.
 //! Never: keeps a destroyed tenant's key in memory or in the file; gives a destroyed tenant a new
 //! one. The tenant of sixteen zero bytes is the system's own.
@@ -14,6 +16,7 @@ use std::{
 };
 
 use millrace_platform::{
+    changes::Changes,
     disk::{Disk, read_file},
     durable,
     entropy::Entropy,
@@ -27,7 +30,11 @@ use crate::{
 
 /// The system's own tenant id.
 pub const SYSTEM: [u8; 16] = [0; 16];
+/// The folder of the changes, beside the ledger.
+const CHANGES: &str = "changes";
 const LEDGER_BYTES_MAX: u64 = 256 << 20;
+/// 1 had no changes beside it.
+const FORMAT: u32 = 2;
 const PURPOSE: &str = "tenant-key";
 
 /// Why the ledger cannot be opened or changed.
@@ -64,8 +71,17 @@ struct File {
     destroyed: BTreeSet<String>,
 }
 
+/// One tenant's first key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Made {
+    root: RootKeyId,
+    tenant: String,
+    keys: Vec<Entry>,
+}
+
 struct State {
     file: File,
+    changes: Changes,
     open: BTreeMap<([u8; 16], u32), Arc<TenantKeys>>,
 }
 
@@ -94,26 +110,38 @@ impl KeyLedger {
     ) -> Result<Self, LedgerError> {
         let fail = |detail: String| LedgerError::File { path: path.to_path_buf(), detail };
         let exists = disk.exists(path).map_err(|e| fail(e.to_string()))?;
-        let file = if exists {
+        let mut file = if exists {
             let bytes = read_file(disk.as_ref(), path, LEDGER_BYTES_MAX)
                 .map_err(|e| fail(e.to_string()))?;
             let file: File = serde_json::from_slice(&bytes).map_err(|e| {
                 fail(format!("{e}; restore it from a backup, without it no data can be read"))
             })?;
-            if file.version != 1 {
+            if !(1..=FORMAT).contains(&file.version) {
                 return Err(fail(format!("version {} is unknown", file.version)));
             }
             file
         } else {
             File {
-                version: 1,
+                version: FORMAT,
                 generation: 0,
                 root: provider.create()?,
                 keys: BTreeMap::new(),
                 destroyed: BTreeSet::new(),
             }
         };
-        let state = Mutex::new(State { file, open: BTreeMap::new() });
+        let dir = path.with_file_name(CHANGES);
+        let (changes, made) =
+            Changes::open(disk.as_ref(), &dir, file.generation).map_err(|e| fail(e.to_string()))?;
+        for (number, bytes) in made {
+            let damaged = |e: String| fail(format!("its change {number} does not read: {e}"));
+            let made: Made = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+            if made.root != file.root {
+                return Err(damaged("it belongs to another ledger".to_owned()));
+            }
+            file.keys.insert(made.tenant, made.keys);
+            file.generation = number;
+        }
+        let state = Mutex::new(State { file, changes, open: BTreeMap::new() });
         let ledger = Self { disk, entropy, provider, path: path.to_path_buf(), state };
         ledger.create(&SYSTEM)?;
         Ok(ledger)
@@ -123,6 +151,11 @@ impl KeyLedger {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn fail(&self, e: &dyn std::fmt::Display) -> LedgerError {
+        LedgerError::File { path: self.path.clone(), detail: e.to_string() }
+    }
+
+    /// Stores the whole.
     fn save(&self, file: &File) -> Result<(), LedgerError> {
         let fail = |detail: String| LedgerError::File { path: self.path.clone(), detail };
         let json = serde_json::to_vec_pretty(file).map_err(|e| fail(e.to_string()))?;
@@ -142,11 +175,27 @@ impl KeyLedger {
         let key = Key256::random(self.entropy.as_ref());
         let context = WrapContext { purpose: PURPOSE, tenant: *tenant, version: 1 };
         let wrapped = self.provider.wrap(&state.file.root, &key, &context)?;
-        let mut next = state.file.clone();
-        next.generation += 1;
-        next.keys.insert(id, vec![Entry { version: 1, wrapped: hex::encode(&wrapped.bytes) }]);
-        self.save(&next)?;
-        state.file = next;
+        let keys = vec![Entry { version: 1, wrapped: hex::encode(&wrapped.bytes) }];
+        let number = state.file.generation + 1;
+        // The first one makes the file itself; one of an older format does not say that it has changes.
+        let whole = number == 1 || state.file.version < FORMAT;
+        if whole || state.changes.fold_due(state.file.keys.len()) {
+            let mut next = state.file.clone();
+            (next.version, next.generation) = (FORMAT, number);
+            next.keys.insert(id, keys);
+            self.save(&next)?;
+            state.file = next;
+            // What the whole has counts for nothing any more: the next start removes it, too.
+            if let Err(e) = state.changes.folded(self.disk.as_ref(), number) {
+                tracing::warn!(error = %e, "changes of the key ledger stay until the next start");
+            }
+            return Ok(());
+        }
+        let made = Made { root: state.file.root.clone(), tenant: id, keys };
+        let json = serde_json::to_vec(&made).map_err(|e| self.fail(&e))?;
+        state.changes.append(self.disk.as_ref(), number, &json).map_err(|e| self.fail(&e))?;
+        state.file.generation = number;
+        state.file.keys.insert(made.tenant, made.keys);
         Ok(())
     }
 
@@ -155,13 +204,15 @@ impl KeyLedger {
         let mut state = self.lock();
         let id = hex::encode(tenant);
         let mut next = state.file.clone();
-        next.generation += 1;
+        (next.version, next.generation) = (FORMAT, next.generation + 1);
         next.keys.remove(&id);
         next.destroyed.insert(id);
         self.save(&next)?;
+        let last = next.generation;
         state.file = next;
         state.open.retain(|(owner, _), _| owner != tenant);
-        Ok(())
+        // One of the changes may hold the key: it is gone when its file is.
+        state.changes.folded(self.disk.as_ref(), last).map_err(|e| self.fail(&e))
     }
 
     /// Whether any tenant but the system itself has, or had, keys here.
@@ -287,6 +338,75 @@ mod tests {
         }
     }
 
+    fn numbered(n: u32) -> [u8; 16] {
+        let mut out = [9; 16];
+        out[..4].copy_from_slice(&n.to_le_bytes());
+        out
+    }
+
+    #[test]
+    fn making_a_tenant_costs_the_same_however_many_there_are() {
+        use millrace_platform::sim::disk::Op;
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new("/keys")).unwrap();
+        let ledger = open(&disk, 1).unwrap();
+        let written = |disk: &SimDisk| -> usize {
+            let write = |op| if let Op::Write(_, _, len) = op { len } else { 0 };
+            disk.trace().into_iter().map(write).sum()
+        };
+        let mut costs = Vec::new();
+        for round in 0..3u32 {
+            let before = written(&disk);
+            (0..500).for_each(|n| ledger.create(&numbered(round * 500 + n)).unwrap());
+            costs.push(written(&disk) - before);
+        }
+        // About 240 bytes for the change, and as much for each of a few that are stored again.
+        assert!(costs.iter().all(|bytes| *bytes < 500 * 3000), "{costs:?}");
+        let values: Vec<_> = (0..1500).map(|n| secret(&ledger, &numbered(n))).collect();
+        let generation = ledger.generation();
+        drop(ledger);
+        let ledger = open(&disk, 2).unwrap();
+        assert_eq!(ledger.generation(), generation);
+        assert!((0..1500).all(|n| secret(&ledger, &numbered(n)) == values[n as usize]));
+    }
+
+    #[test]
+    fn d6_a_destroyed_key_is_in_no_file_not_even_wrapped() {
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new("/keys")).unwrap();
+        let ledger = open(&disk, 1).unwrap();
+        (0..5).for_each(|n| ledger.create(&numbered(n)).unwrap());
+        let bytes = read_file(&disk, Path::new("/keys/changes/00000000000000000003"), 4096);
+        let made: Made = serde_json::from_slice(&bytes.unwrap()).unwrap();
+        assert_eq!(made.tenant, hex::encode(numbered(1)));
+        ledger.destroy(&numbered(1)).unwrap();
+        for path in disk.paths() {
+            let bytes = read_file(&disk, &path, 1 << 20).unwrap();
+            let key = made.keys[0].wrapped.as_bytes();
+            assert!(!bytes.windows(key.len()).any(|w| w == key), "{} has it", path.display());
+        }
+        ledger.create(&numbered(7)).unwrap();
+        drop(ledger);
+        let ledger = open(&disk, 2).unwrap();
+        assert!(secret(&ledger, &numbered(7)).is_some() && secret(&ledger, &numbered(0)).is_some());
+        assert!(matches!(ledger.current(&numbered(1)), Err(KeyError::Gone { .. })));
+    }
+
+    #[test]
+    fn a_ledger_of_the_first_format_is_taken_and_says_so_before_it_has_changes() {
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new("/keys")).unwrap();
+        drop(open(&disk, 1).unwrap());
+        let path = Path::new("/keys/ledger.json");
+        let text = String::from_utf8(read_file(&disk, path, 1 << 20).unwrap()).unwrap();
+        let old = text.replace("\"version\": 2", "\"version\": 1");
+        assert_ne!(old, text);
+        durable::replace(&disk, path, old.as_bytes()).unwrap();
+        open(&disk, 2).unwrap().create(&[1; 16]).unwrap();
+        let file: File = serde_json::from_slice(&read_file(&disk, path, 1 << 20).unwrap()).unwrap();
+        assert_eq!((file.version, file.generation, file.keys.len()), (2, 2, 2));
+    }
+
     #[test]
     fn d6_keys_cannot_be_swapped_between_tenants_in_the_file() {
         let disk = SimDisk::new();
@@ -294,12 +414,13 @@ mod tests {
         let ledger = open(&disk, 1).unwrap();
         ledger.create(&[1; 16]).unwrap();
         ledger.create(&[2; 16]).unwrap();
-        let path = Path::new("/keys/ledger.json");
-        let mut file: File =
-            serde_json::from_slice(&read_file(&disk, path, 1 << 20).unwrap()).unwrap();
-        let one = file.keys[&hex::encode([1u8; 16])].clone();
-        file.keys.insert(hex::encode([2u8; 16]), one);
-        durable::replace(&disk, path, &serde_json::to_vec(&file).unwrap()).unwrap();
+        let change = |number| PathBuf::from(format!("/keys/changes/{number:020}"));
+        let read = |number| -> Made {
+            let bytes = read_file(&disk, &change(number), 1 << 20).unwrap();
+            serde_json::from_slice(&bytes).unwrap()
+        };
+        let swapped = Made { keys: read(2).keys, ..read(3) };
+        durable::replace(&disk, &change(3), &serde_json::to_vec(&swapped).unwrap()).unwrap();
         let ledger = open(&disk, 3).unwrap();
         assert!(ledger.current(&[1; 16]).is_ok());
         assert!(matches!(ledger.current(&[2; 16]), Err(KeyError::Unavailable(_))));

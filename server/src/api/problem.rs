@@ -134,6 +134,7 @@ impl From<WriteError> for Problem {
         let (code, retry) = match &e {
             WriteError::TenantGone => (Code::TenantGone, None),
             WriteError::KeysUnavailable(_) => (Code::KeysUnavailable, Some(5)),
+            WriteError::Unreadable(_) => (Code::DataUnavailable, Some(5)),
             WriteError::Missing { .. } => (Code::RowsMissing, None),
             WriteError::Sequence(_) => (Code::BadSequence, None),
             WriteError::Database(_) => (Code::BadDatabase, None),
@@ -146,6 +147,7 @@ impl From<WriteError> for Problem {
         };
         // Paths of the server are not the client's business.
         let detail = match &e {
+            WriteError::Unreadable(_) => "the tenant's tables cannot be loaded now; nothing was acknowledged, send the rows again".to_owned(),
             WriteError::Log(_) => "the write-ahead log cannot take rows now; nothing was acknowledged, send the rows again".to_owned(),
             WriteError::DiskFull(_) => "the disk is full; nothing was acknowledged, send the rows again when there is space".to_owned(),
             other => other.to_string(),

@@ -26,7 +26,9 @@ use super::{
 use crate::{
     column_file::{bundle::BundleWriter, writer::ColumnFileParts},
     flush::{FlushError, Maintenance},
-    manifest::{Delta, FileEntry, TableDelta, TenantDelta},
+    idle::WakeError,
+    limits::EngineLimits,
+    manifest::{Delta, FileEntry, TableDelta, TenantDelta, TenantManifest},
     schema::TableSchema,
     shard::{table::TableHandle, tenant::TenantHandle},
 };
@@ -48,9 +50,34 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
+    /// What a start finds wanted. A table in which nothing is to be merged is not looked at, so that
+    /// its tenant need not be loaded.
+    pub(crate) fn at_start(
+        &mut self,
+        tenant: TenantId,
+        part: &TenantManifest,
+        limits: &EngineLimits,
+        now_ns: i64,
+    ) {
+        for (id, table) in &part.tables {
+            let deep = overlap(&table.files) >= limits.overlap_max;
+            if deep || planner::plan(&table.files, limits, now_ns).is_some() {
+                self.changed(tenant, *id);
+            }
+        }
+    }
+
     /// Notes that a table's files have changed.
     pub(crate) fn changed(&mut self, tenant: TenantId, table_id: u64) {
         self.changed.insert((tenant, table_id));
+    }
+
+    /// Whether there is anything to do, or to look at, for a tenant.
+    pub(crate) fn concerns(&self, tenant: TenantId) -> bool {
+        let all = (tenant, 0)..=(tenant, u64::MAX);
+        self.changed.range(all.clone()).next().is_some()
+            || self.jobs.range(all.clone()).next().is_some()
+            || self.slowed.range(all).next().is_some()
     }
 
     /// Each tenant's most urgent job, without tables in `skip`.
@@ -93,7 +120,7 @@ impl Maintenance {
                     self.wanted.failing.remove(&key);
                     return Ok(true);
                 }
-                Err(error @ (FlushError::Read(_) | FlushError::Keys(_))) => {
+                Err(error @ (FlushError::Read(_) | FlushError::Keys(_) | FlushError::Wake(_))) => {
                     skip.insert(key);
                     self.wanted.failing.insert(key);
                     self.slow(key, false);
@@ -113,9 +140,17 @@ impl Maintenance {
     pub(crate) fn look(&mut self) {
         let now = self.clock.now_ns();
         for key in std::mem::take(&mut self.wanted.changed) {
-            let Some((_, handle)) = self.find(key) else {
-                self.wanted.jobs.remove(&key);
-                continue;
+            let handle = match self.find(key) {
+                Ok(Some((_, handle))) => handle,
+                Ok(None) => {
+                    self.wanted.jobs.remove(&key);
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a table cannot be merged");
+                    self.wanted.jobs.remove(&key);
+                    continue;
+                }
             };
             let version = handle.current.load_full();
             let job = planner::plan(&version.files, &self.limits, now);
@@ -138,7 +173,7 @@ impl Maintenance {
 
     /// Lets a table's writes wait for merges, or go on.
     fn slow(&mut self, key: TableKey, slowed: bool) {
-        if let Some((_, handle)) = self.find(key)
+        if let Ok(Some((_, handle))) = self.find(key)
             && handle.slow(slowed) != slowed
         {
             tracing::warn!(
@@ -155,14 +190,17 @@ impl Maintenance {
         metrics::gauge!(Metric::TablesSlowed.name()).set(self.wanted.slowed.len() as f64);
     }
 
-    fn find(&self, (tenant, table): TableKey) -> Option<(Arc<TenantHandle>, Arc<TableHandle>)> {
-        let tenant = self.shared.tenant(tenant)?;
-        let handle = tenant.tables().values().find(|t| t.table_id == table).cloned()?;
-        Some((tenant, handle))
+    fn find(
+        &self,
+        (tenant, table): TableKey,
+    ) -> Result<Option<(Arc<TenantHandle>, Arc<TableHandle>)>, WakeError> {
+        let Some(tenant) = self.shared.tenant(tenant)? else { return Ok(None) };
+        let handle = tenant.tables().values().find(|t| t.table_id == table).cloned();
+        Ok(handle.map(|handle| (tenant, handle)))
     }
 
     async fn compact(&mut self, id: TenantId, key: TableKey) -> Result<(), FlushError> {
-        let (Some((tenant, handle)), Some(job)) = (self.find(key), self.wanted.jobs.remove(&key))
+        let (Some((tenant, handle)), Some(job)) = (self.find(key)?, self.wanted.jobs.remove(&key))
         else {
             return Ok(());
         };
@@ -240,7 +278,7 @@ impl Maintenance {
         };
         let tables = BTreeMap::from([(handle.table_id, delta)]);
         let tenant_delta = TenantDelta { tables, streams: BTreeMap::new(), next_table_id: None };
-        let flushed_lsn = self.manifest.current().flushed_lsn;
+        let flushed_lsn = self.manifest.flushed_lsn();
         self.commit(Delta { flushed_lsn, tenants: BTreeMap::from([(tenant.id, tenant_delta)]) })
             .await?;
         handle.compacted(&files, &removed);

@@ -11,11 +11,13 @@ use std::{
     },
 };
 
+use serde::{Deserialize, Serialize};
+
 /// Merges remembered per tenant. Nothing is kept for a tenant that had none.
 pub const HISTORY_MAX: usize = 32;
 
 /// Why a merge was made; in this order when several are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Reason {
     /// So many files overlap that queries suffer and the table's writes are about to wait.
     Overlap,
@@ -48,7 +50,7 @@ impl Reason {
 }
 
 /// One merge that was committed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompactionRecord {
     /// When it started, ns since 1970.
     pub start_ns: i64,
@@ -95,7 +97,7 @@ impl History {
 }
 
 /// Rows and sealed bytes of column files written, by what made them necessary.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
     /// Rows, in order of time.
     pub in_order_rows: u64,
@@ -108,7 +110,7 @@ pub struct Written {
 }
 
 /// What one table's rows have cost since the start of the process.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableWrites {
     /// By flushes: each row once.
     pub flushed: Written,
@@ -197,6 +199,14 @@ impl WriteCounters {
 
     pub(crate) fn merged(&self, late: bool, rows: u64, bytes: u64) {
         self.merged.add(late, rows, bytes);
+    }
+
+    /// Takes back what was counted before its tenant was idle.
+    pub(crate) fn restore(&self, writes: &TableWrites) {
+        for (counter, was) in [(&self.flushed, &writes.flushed), (&self.merged, &writes.merged)] {
+            counter.add(false, was.in_order_rows, was.in_order_bytes);
+            counter.add(true, was.late_rows, was.late_bytes);
+        }
     }
 
     pub(crate) fn get(&self) -> TableWrites {

@@ -8,7 +8,7 @@ use super::{Code, FsckError, Place, Walk};
 use crate::manifest::{
     Manifest, ManifestError, TenantDelta, TenantManifest,
     record::{self, Head, RecordError},
-    store::{apply, fetch, load, numbers, record_name, root_name},
+    store::{apply, fetch, load_all, numbers, record_name, root_name},
 };
 
 /// A state of the manifest on the walk, and the digest that the next record must name.
@@ -20,9 +20,9 @@ struct Story {
 impl Walk<'_> {
     /// Reads the chain; `None` if the server could not start with it either.
     pub(super) async fn chain(&mut self, shard: u32) -> Result<Option<Manifest>, FsckError> {
-        let loaded = load(self.store.as_ref(), self.keys.as_ref(), shard).await;
+        let loaded = load_all(self.store.as_ref(), self.keys.as_ref(), shard).await;
         let manifest = match loaded {
-            Ok(loaded) => Some(loaded.manifest),
+            Ok(manifest) => Some(manifest),
             Err(e) => {
                 self.unloaded(e)?;
                 None

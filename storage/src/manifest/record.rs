@@ -81,19 +81,30 @@ pub(crate) fn encode<T: Serialize>(
     keys: &dyn TenantKeySource,
     entropy: &dyn Entropy,
 ) -> Result<Vec<u8>, RecordError> {
+    let json = |part| serde_json::to_vec(part).map_err(|e| RecordError::Inside(e.to_string()));
+    encode_leaves(name, head, tenants.iter().map(|(id, part)| (*id, json(part))), keys, entropy)
+}
+
+/// The same for parts that are JSON already, of which one at a time is in memory.
+pub(crate) fn encode_leaves(
+    name: &str,
+    head: (u64, u64, [u8; 16], Digest, u64),
+    tenants: impl Iterator<Item = (TenantId, Result<Vec<u8>, RecordError>)>,
+    keys: &dyn TenantKeySource,
+    entropy: &dyn Entropy,
+) -> Result<Vec<u8>, RecordError> {
     let (number, epoch, nonce, previous, flushed_lsn) = head;
     let mut leaves = Vec::new();
     let mut bodies = Vec::new();
-    for (tenant, part) in tenants {
+    for (tenant, json) in tenants {
         let tenant_keys = match keys.current(&tenant.0) {
             Ok(keys) => keys,
             // A destroyed tenant has no part in any later manifest.
             Err(KeyError::Gone { .. }) => continue,
             Err(e) => return Err(e.into()),
         };
-        let json = serde_json::to_vec(part).map_err(|e| RecordError::Inside(e.to_string()))?;
-        let sealed = seal_object(&tenant_keys, entropy, id_of(name, Some(tenant)), &json);
-        leaves.push((*tenant, sealed.len() as u64));
+        let sealed = seal_object(&tenant_keys, entropy, id_of(name, Some(&tenant)), &json?);
+        leaves.push((tenant, sealed.len() as u64));
         bodies.push(sealed);
     }
     let head = Head { format: FORMAT, number, epoch, nonce, previous, flushed_lsn, leaves };
@@ -111,6 +122,22 @@ pub(crate) fn decode<T: DeserializeOwned>(
     sealed: &[u8],
     keys: &dyn TenantKeySource,
 ) -> Result<(Head, BTreeMap<TenantId, T>), RecordError> {
+    let mut tenants = BTreeMap::new();
+    let head = decode_leaves(name, sealed, keys, |tenant, json| {
+        let part = serde_json::from_slice(json).map_err(|e| RecordError::Inside(e.to_string()))?;
+        tenants.insert(tenant, part);
+        Ok(())
+    })?;
+    Ok((head, tenants))
+}
+
+/// The same, giving the JSON of one part at a time to `take`.
+pub(crate) fn decode_leaves(
+    name: &str,
+    sealed: &[u8],
+    keys: &dyn TenantKeySource,
+    mut take: impl FnMut(TenantId, &[u8]) -> Result<(), RecordError>,
+) -> Result<Head, RecordError> {
     let inside = |what: &str| RecordError::Inside(what.to_owned());
     let plain = open_object(keys, &SYSTEM, id_of(name, None), sealed)?;
     let (len, rest) = plain.split_first_chunk::<4>().ok_or_else(|| inside("it ends early"))?;
@@ -125,17 +152,12 @@ pub(crate) fn decode<T: DeserializeOwned>(
             head.format
         )));
     }
-    let mut tenants = BTreeMap::new();
     for (tenant, len) in &head.leaves {
         let len = usize::try_from(*len).map_err(|_| inside("a leaf is too long"))?;
         let (leaf, after) = rest.split_at_checked(len).ok_or_else(|| inside("it ends early"))?;
         rest = after;
         match open_object(keys, &tenant.0, id_of(name, Some(tenant)), leaf) {
-            Ok(json) => {
-                let part = serde_json::from_slice(&json)
-                    .map_err(|e| RecordError::Inside(e.to_string()))?;
-                tenants.insert(*tenant, part);
-            }
+            Ok(json) => take(*tenant, &json)?,
             Err(SealError::Key(KeyError::Gone { .. })) => {}
             Err(e) => return Err(e.into()),
         }
@@ -143,7 +165,7 @@ pub(crate) fn decode<T: DeserializeOwned>(
     if !rest.is_empty() {
         return Err(inside("bytes after the last leaf"));
     }
-    Ok((head, tenants))
+    Ok(head)
 }
 
 #[cfg(test)]

@@ -13,7 +13,10 @@
 //! Invariants: a number is written once; epochs never fall along the chain; each record names
 //! the digest of the one before.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures::TryStreamExt;
 use millrace_crypto::key::TenantKeySource;
@@ -26,6 +29,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path}
 
 use super::{
     invariants,
+    parts::{Objects, Packed, Parts},
     record::{self, Digest, Head, RecordError},
     state::{Delta, Manifest, TenantDelta, TenantManifest},
 };
@@ -169,14 +173,18 @@ pub struct ManifestStore {
     checkpoint_every: u64,
     last_root: u64,
     last_digest: Digest,
-    current: Arc<Manifest>,
+    /// The last record's.
+    number: u64,
+    /// Of the last record.
+    flushed_lsn: u64,
+    parts: Parts,
     stopped: Option<Stop>,
 }
 
 impl std::fmt::Debug for ManifestStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ManifestStore")
-            .field("number", &self.current.number)
+            .field("number", &self.number)
             .field("epoch", &self.epoch)
             .finish_non_exhaustive()
     }
@@ -211,54 +219,87 @@ async fn create(
 }
 
 /// A manifest as loaded: what it says, the last record's digest, the root it started from.
-pub(crate) struct Loaded {
-    pub(crate) manifest: Manifest,
+#[derive(Default)]
+struct Loaded {
+    number: u64,
+    epoch: u64,
+    flushed_lsn: u64,
+    parts: Parts,
     digest: Digest,
     root: u64,
 }
 
-pub(crate) async fn load(
+/// All that is committed, open at once: for checks, not for a server.
+pub(crate) async fn load_all(
+    store: &dyn ObjectStore,
+    keys: &dyn TenantKeySource,
+    shard: u32,
+) -> Result<Manifest, ManifestError> {
+    let loaded = load(store, keys, shard).await?;
+    let head = (loaded.number, loaded.epoch, loaded.flushed_lsn);
+    let name = record_name(shard, loaded.number);
+    let whole = loaded.parts.into_manifest(head);
+    whole.map_err(|source| ManifestError::Record { name, source })
+}
+
+async fn load(
     store: &dyn ObjectStore,
     keys: &dyn TenantKeySource,
     shard: u32,
 ) -> Result<Loaded, ManifestError> {
     let roots = numbers(store, &format!("shard/{shard}/c")).await?;
     let records = numbers(store, &format!("shard/{shard}/m")).await?;
-    let mut loaded = Loaded { manifest: Manifest::default(), digest: [0; 32], root: 0 };
+    let mut loaded = Loaded::default();
     if let Some(root) = roots.last() {
         let name = root_name(shard, *root);
         let bytes = fetch(store, &name).await?;
-        let (head, tenants) = record::decode::<TenantManifest>(&name, &bytes, keys)
-            .map_err(|source| ManifestError::Record { name, source })?;
-        loaded = Loaded {
-            manifest: Manifest {
-                number: head.number,
-                epoch: head.epoch,
-                flushed_lsn: head.flushed_lsn,
-                tenants: tenants.into_iter().map(|(id, t)| (id, Arc::new(t))).collect(),
-            },
-            digest: head.previous,
-            root: *root,
-        };
+        let head =
+            record::decode_leaves(&name, &bytes, keys, |id, json| loaded.parts.put_leaf(id, json))
+                .map_err(|source| ManifestError::Record { name, source })?;
+        loaded = Loaded { digest: head.previous, root: *root, ..loaded };
+        (loaded.number, loaded.epoch, loaded.flushed_lsn) =
+            (head.number, head.epoch, head.flushed_lsn);
     }
+    let mut changed = BTreeSet::new();
     for number in records.iter().copied().filter(|n| *n > loaded.root) {
         let name = record_name(shard, number);
-        if number != loaded.manifest.number + 1 {
-            let detail = format!("record {} is missing before it", loaded.manifest.number + 1);
+        if number != loaded.number + 1 {
+            let detail = format!("record {} is missing before it", loaded.number + 1);
             return Err(ManifestError::Chain { name, detail });
         }
         let bytes = fetch(store, &name).await?;
         let (head, tenants) = record::decode::<TenantDelta>(&name, &bytes, keys)
             .map_err(|source| ManifestError::Record { name: name.clone(), source })?;
         let follows = head.previous == loaded.digest || planted(Bug::ChecksumIgnored);
-        if !follows || head.epoch < loaded.manifest.epoch {
+        if !follows || head.epoch < loaded.epoch {
             let detail = "it does not follow the record before it".to_owned();
             return Err(ManifestError::Chain { name, detail });
         }
-        loaded.manifest = apply(&loaded.manifest, &head, &tenants);
+        let whose = |source| ManifestError::Record { name: name.clone(), source };
+        put_deltas(&mut loaded.parts, &tenants).map_err(whose)?;
+        changed.extend(tenants.into_keys());
+        (loaded.number, loaded.epoch, loaded.flushed_lsn) =
+            (head.number, head.epoch, head.flushed_lsn);
         loaded.digest = record::digest_of(&bytes);
     }
+    // Those of the last records stay open until the end, or each record would pack them again.
+    for id in &changed {
+        let name = record_name(shard, loaded.number);
+        loaded.parts.pack(id).map_err(|source| ManifestError::Record { name, source })?;
+    }
     Ok(loaded)
+}
+
+/// Puts what a record says in the place of what was there.
+fn put_deltas(
+    parts: &mut Parts,
+    tenants: &BTreeMap<TenantId, TenantDelta>,
+) -> Result<(), RecordError> {
+    for (id, delta) in tenants {
+        let before = parts.get(id)?.unwrap_or_default();
+        parts.put(*id, Arc::new(before.with(delta)))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn apply(
@@ -305,10 +346,12 @@ impl ManifestStore {
                 checkpoint_every: checkpoint_every.max(1),
                 last_root: loaded.root,
                 last_digest: loaded.digest,
-                current: Arc::new(loaded.manifest),
+                number: loaded.number,
+                flushed_lsn: loaded.flushed_lsn,
+                parts: loaded.parts,
                 stopped: None,
             };
-            let fence = Delta { flushed_lsn: this.current.flushed_lsn, tenants: BTreeMap::new() };
+            let fence = Delta { flushed_lsn: this.flushed_lsn, tenants: BTreeMap::new() };
             match this.commit(fence).await {
                 Ok(_) => {
                     this.remove_old_claims().await?;
@@ -340,7 +383,9 @@ impl ManifestStore {
             checkpoint_every: u64::MAX,
             last_root: loaded.root,
             last_digest: loaded.digest,
-            current: Arc::new(loaded.manifest),
+            number: loaded.number,
+            flushed_lsn: loaded.flushed_lsn,
+            parts: loaded.parts,
             stopped: Some(Stop::Unclaimed),
         })
     }
@@ -350,18 +395,60 @@ impl ManifestStore {
         matches!(self.stopped, Some(Stop::Unknown { .. } | Stop::Unclaimed))
     }
 
-    /// What is committed.
-    pub fn current(&self) -> Arc<Manifest> {
-        Arc::clone(&self.current)
+    /// The number of the last record.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
-    /// Commits a delta; returns the manifest after it.
-    pub async fn commit(&mut self, delta: Delta) -> Result<Arc<Manifest>, CommitError> {
+    /// Log records up to here are in files.
+    pub fn flushed_lsn(&self) -> u64 {
+        self.flushed_lsn
+    }
+
+    /// What is committed of one tenant; `None` if nothing is.
+    pub fn tenant(&self, id: &TenantId) -> Result<Option<Arc<TenantManifest>>, RecordError> {
+        self.parts.get(id)
+    }
+
+    /// Tenants of which something is committed.
+    pub fn tenants(&self) -> Vec<TenantId> {
+        self.parts.ids().copied().collect()
+    }
+
+    /// Keeps a tenant's part small until it is changed again.
+    pub(crate) fn pack(&mut self, id: &TenantId) -> Result<Option<Packed>, RecordError> {
+        self.parts.pack(id)
+    }
+
+    /// What names the objects in the store.
+    pub(crate) fn objects(&self) -> &Objects {
+        self.parts.objects()
+    }
+
+    /// All that is committed, open at once.
+    #[cfg(test)]
+    pub(crate) fn current(&self) -> Manifest {
+        let head = (self.number, self.epoch, self.flushed_lsn);
+        self.parts.clone().into_manifest(head).expect("what was packed opens")
+    }
+
+    /// The tenants that a delta changes, as they are.
+    fn touched(&self, delta: &Delta) -> Result<Manifest, RecordError> {
+        let (number, epoch, flushed_lsn) = (self.number, self.epoch, self.flushed_lsn);
+        let mut tenants = BTreeMap::new();
+        for id in delta.tenants.keys() {
+            tenants.extend(self.parts.get(id)?.map(|part| (*id, part)));
+        }
+        Ok(Manifest { number, epoch, flushed_lsn, tenants })
+    }
+
+    /// Commits a delta; returns the record's number.
+    pub async fn commit(&mut self, delta: Delta) -> Result<u64, CommitError> {
         if let Some(stop) = &self.stopped {
             return Err(stop.error(self.epoch));
         }
-        invariants::check(&self.current, &delta)?;
-        let number = self.current.number + 1;
+        invariants::check(&self.touched(&delta)?, &delta)?;
+        let number = self.number + 1;
         let name = record_name(self.shard, number);
         let nonce: [u8; 16] = random_bytes(self.entropy.as_ref());
         let head = (number, self.epoch, nonce, self.last_digest, delta.flushed_lsn);
@@ -372,21 +459,18 @@ impl ManifestStore {
             self.settle(&name, &nonce, bytes, e).await?;
         }
         self.check_owner().await?;
-        let mut next = Manifest { number, epoch: self.epoch, ..Manifest::clone(&self.current) };
-        next.flushed_lsn = delta.flushed_lsn;
-        for (id, change) in &delta.tenants {
-            let before = next.tenants.get(id).cloned().unwrap_or_default();
-            next.tenants.insert(*id, Arc::new(before.with(change)));
+        if let Err(e) = put_deltas(&mut self.parts, &delta.tenants) {
+            // Committed, but what it changed cannot be told here any more.
+            return Err(self.stop(Stop::Unknown { name, detail: e.to_string() }));
         }
-        self.current = Arc::new(next);
-        self.last_digest = digest;
+        (self.number, self.flushed_lsn, self.last_digest) = (number, delta.flushed_lsn, digest);
         if number >= self.last_root + self.checkpoint_every
             && let Err(error) = self.checkpoint().await
         {
             // The records are the truth; a checkpoint only makes the next start shorter.
             tracing::warn!(%error, "a manifest checkpoint failed and is tried after the next commit");
         }
-        Ok(self.current())
+        Ok(number)
     }
 
     /// Fails, now and for ever, if another owner has claimed a higher epoch. Whatever is decided
@@ -403,7 +487,7 @@ impl ManifestStore {
             Ok(_) => Ok(()),
             // Perhaps written, and perhaps no owner any more.
             Err(e) => {
-                let name = record_name(self.shard, self.current.number + 1);
+                let name = record_name(self.shard, self.number + 1);
                 Err(self.stop(Stop::Unknown { name, detail: e.to_string() }))
             }
         }
@@ -462,15 +546,14 @@ impl ManifestStore {
     }
 
     async fn checkpoint(&mut self) -> Result<(), CommitError> {
-        let number = self.current.number;
+        let number = self.number;
         let name = root_name(self.shard, number);
         let nonce = random_bytes(self.entropy.as_ref());
-        let head = (number, self.epoch, nonce, self.last_digest, self.current.flushed_lsn);
-        let mut tenants: BTreeMap<TenantId, &TenantManifest> =
-            self.current.tenants.iter().map(|(id, t)| (*id, t.as_ref())).collect();
-        let _missed = planted(Bug::CheckpointIncomplete).then(|| tenants.pop_last());
-        let bytes =
-            record::encode(&name, head, &tenants, self.keys.as_ref(), self.entropy.as_ref())?;
+        let head = (number, self.epoch, nonce, self.last_digest, self.flushed_lsn);
+        let mut leaves = self.parts.leaves();
+        let _missed = planted(Bug::CheckpointIncomplete).then(|| leaves.next_back());
+        let (keys, entropy) = (self.keys.as_ref(), self.entropy.as_ref());
+        let bytes = record::encode_leaves(&name, head, leaves, keys, entropy)?;
         create(self.store.as_ref(), &name, bytes).await.map_err(CommitError::Store)?;
         self.last_root = number;
         self.remove_before_kept_roots().await.map_err(CommitError::Store)

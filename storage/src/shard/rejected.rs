@@ -114,6 +114,11 @@ pub(crate) struct Allowance {
 }
 
 impl Allowance {
+    /// Whether something of today's is used up, which a tenant that was idle must not get again.
+    pub(crate) fn in_use(&self, now_ns: i64) -> bool {
+        self.rows > 0 && self.day == now_ns.div_euclid(DAY_NS)
+    }
+
     fn turn_day(&mut self, now_ns: i64) {
         let day = now_ns.div_euclid(DAY_NS);
         if day != self.day {

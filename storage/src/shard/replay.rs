@@ -21,6 +21,7 @@ use super::{
     writer::into_chunk,
 };
 use crate::{
+    idle::WakeError,
     planted::{Bug, planted},
     schema::{FieldDef, TableSchema},
     series::dictionary::{SeriesConflict, SeriesDictionary},
@@ -67,6 +68,14 @@ pub enum ReplayError {
         /// Why.
         source: KeyError,
     },
+    /// What its tenant has in files cannot be read.
+    #[error("log record {lsn}: {source}")]
+    Tenant {
+        /// Its position.
+        lsn: u64,
+        /// Why.
+        source: WakeError,
+    },
     /// An internal rule was broken.
     #[error(transparent)]
     Broken(#[from] millrace_platform::invariant::Broken),
@@ -97,7 +106,9 @@ pub(crate) fn apply(
     let lsn = frame.lsn;
     let record =
         Record::decode(&frame.payload).map_err(|source| ReplayError::Record { lsn, source })?;
-    let tenant = shared.tenant_or_new(TenantId(frame.key.owner));
+    let tenant = shared
+        .tenant_or_new(TenantId(frame.key.owner))
+        .map_err(|source| ReplayError::Tenant { lsn, source })?;
     let mut first_line = 0;
     let mut mark = None;
     if let Origin::Stream(header) = &record.origin {

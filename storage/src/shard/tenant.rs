@@ -5,7 +5,11 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use millrace_protocol::{
@@ -24,6 +28,10 @@ pub(crate) type Tables = BTreeMap<(String, String), Arc<TableHandle>>;
 #[derive(Debug)]
 pub(crate) struct TenantHandle {
     pub(crate) id: TenantId,
+    /// The first table id that the manifest knows to be unused.
+    pub(crate) next_table_id: u64,
+    /// When it was last asked for, monotonic seconds: what has long not been may be let go.
+    used_s: AtomicU64,
     tables: RwLock<Arc<Tables>>,
     durable: Mutex<Watermarks>,
     /// Its last merges.
@@ -33,14 +41,31 @@ pub(crate) struct TenantHandle {
 }
 
 impl TenantHandle {
-    pub(crate) fn new(id: TenantId, tables: Tables, durable: Watermarks) -> Self {
+    pub(crate) fn new(
+        id: TenantId,
+        tables: Tables,
+        durable: Watermarks,
+        next_table_id: u64,
+    ) -> Self {
         Self {
             id,
+            next_table_id,
+            used_s: AtomicU64::new(0),
             tables: RwLock::new(Arc::new(tables)),
             durable: Mutex::new(durable),
             history: History::default(),
             ingest: TenantIngest::default(),
         }
+    }
+
+    /// Notes that it is asked for.
+    pub(crate) fn touch(&self, now: Duration) {
+        self.used_s.fetch_max(now.as_secs(), Ordering::Relaxed);
+    }
+
+    /// When it was last asked for, monotonic.
+    pub(crate) fn used(&self) -> Duration {
+        Duration::from_secs(self.used_s.load(Ordering::Relaxed))
     }
 
     /// All tables at this moment.

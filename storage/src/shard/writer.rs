@@ -9,7 +9,10 @@
 //! After a failed sync the group is refused and its pending watermarks go back; columns and
 //! series that it added stay in memory, harmless, because every record defines what it uses.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use millrace_crypto::key::{KeyError, TenantKeySource};
 use millrace_platform::{clock::Clock, metric::Metric};
@@ -30,7 +33,9 @@ use super::{
     watermark::{Verdict, Watermarks, decide, line_of},
 };
 use crate::{
+    idle::{Asleep, WakeError, counters, settled},
     limits::EngineLimits,
+    manifest::{TenantManifest, parts::Packed},
     memtable::chunk::{Chunk, ChunkField},
     planted::{Bug, planted},
     schema::TableSchema,
@@ -174,6 +179,9 @@ pub enum WriteError {
     /// One write is larger than a log record may be.
     #[error("{0}")]
     TooLarge(String),
+    /// What the tenant has in files, and was not in memory, cannot be read.
+    #[error("the tenant's tables cannot be loaded: {0}")]
+    Unreadable(WakeError),
     /// An internal rule was broken; the shard refuses further writes.
     #[error(transparent)]
     Broken(#[from] millrace_platform::invariant::Broken),
@@ -184,6 +192,15 @@ impl From<KeyError> for WriteError {
         match e {
             KeyError::Gone { .. } => Self::TenantGone,
             other => Self::KeysUnavailable(other.to_string()),
+        }
+    }
+}
+
+impl From<WakeError> for WriteError {
+    fn from(e: WakeError) -> Self {
+        match e {
+            WakeError::Keys(e) => e.into(),
+            other => Self::Unreadable(other),
         }
     }
 }
@@ -266,6 +283,8 @@ pub(crate) struct ShardWriter {
     limits: EngineLimits,
     shared: Arc<Shared>,
     tenants: BTreeMap<TenantId, TenantState>,
+    /// What tenants that were let go have recorded of refused rows today.
+    allowances: BTreeMap<TenantId, Allowance>,
     last_lsn: u64,
     payload: Vec<u8>,
     broken: Option<WriteError>,
@@ -302,6 +321,7 @@ impl ShardWriter {
             limits,
             shared,
             tenants: BTreeMap::new(),
+            allowances: BTreeMap::new(),
             last_lsn,
             payload: Vec::new(),
             broken: None,
@@ -404,20 +424,31 @@ impl ShardWriter {
         let keys = self.keys.current(&id.0)?;
         let key = KeyRef { owner: id.0, version: keys.version() };
         let secret = keys.series_secret();
-        let shared = &self.shared;
-        let state = self.tenants.entry(id).or_insert_with(|| {
-            let handle = shared.tenant_or_new(id);
-            let tables = handle
-                .tables()
-                .iter()
-                .map(|(name, table)| (name.clone(), TableState::of(Arc::clone(table))))
-                .collect::<BTreeMap<_, _>>();
-            let highest = tables.values().map(|t| t.handle.table_id).max().unwrap_or(0);
-            let pending = handle.all_durable();
-            let next_table_id = shared.next_table_id(id).max(highest + 1);
-            let allowance = Allowance::default();
-            TenantState { handle, key, secret, tables, next_table_id, pending, allowance }
-        });
+        let state = match self.tenants.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let handle = self.shared.tenant_or_new(id)?;
+                let tables = handle
+                    .tables()
+                    .iter()
+                    .map(|(name, table)| (name.clone(), TableState::of(Arc::clone(table))))
+                    .collect::<BTreeMap<_, _>>();
+                let highest = tables.values().map(|t| t.handle.table_id).max().unwrap_or(0);
+                let pending = handle.all_durable();
+                let next_table_id = handle.next_table_id.max(highest + 1);
+                let allowance = self.allowances.remove(&id).unwrap_or_default();
+                new.insert(TenantState {
+                    handle,
+                    key,
+                    secret,
+                    tables,
+                    next_table_id,
+                    pending,
+                    allowance,
+                })
+            }
+        };
+        state.handle.touch(self.clock.monotonic());
         state.key = key;
         Ok(state)
     }
@@ -649,7 +680,7 @@ impl ShardWriter {
             next_table_ids.push((*id, tenant.next_table_id));
         }
         // Chunks replayed for tenants that have not written since the start.
-        for handle in self.shared.tenants() {
+        for handle in self.shared.all_awake() {
             if self.tenants.contains_key(&handle.id) {
                 continue;
             }
@@ -666,6 +697,41 @@ impl ShardWriter {
     }
 }
 
+/// A tenant that may be let go, and what the manifest says of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Idle {
+    pub(crate) id: TenantId,
+    pub(crate) manifest: Arc<TenantManifest>,
+    /// The same, small.
+    pub(crate) part: Packed,
+}
+
+impl ShardWriter {
+    /// Lets go of those of the tenants of which files have everything; says how many. While it
+    /// runs, neither a flush nor a merge does.
+    pub(crate) fn let_go(&mut self, idle: Vec<Idle>) -> usize {
+        let now_ns = self.clock.now_ns();
+        self.allowances.retain(|_, allowance| allowance.in_use(now_ns));
+        let mut gone = 0;
+        for Idle { id, manifest, part } in idle {
+            let Some(handle) = self.shared.awake(id) else { continue };
+            let known = self.tenants.get(&id);
+            let kept = known.is_none_or(|state| state.settled(&manifest));
+            if !kept || !settled(&handle, &manifest) {
+                continue;
+            }
+            let Ok(counters) = counters(&handle) else { continue };
+            self.shared.put_to_sleep(id, Asleep { part, counters });
+            let state = self.tenants.remove(&id);
+            if let Some(state) = state.filter(|s| s.allowance.in_use(now_ns)) {
+                self.allowances.insert(id, state.allowance);
+            }
+            gone += 1;
+        }
+        gone
+    }
+}
+
 /// What decides about the rows of one write.
 struct Rules<'a> {
     limits: &'a EngineLimits,
@@ -679,6 +745,21 @@ struct Rules<'a> {
 }
 
 impl TenantState {
+    /// Whether the writer knows nothing that the manifest does not. Nothing is pending: it is
+    /// asked between two groups of writes.
+    fn settled(&self, part: &TenantManifest) -> bool {
+        let stored = |table: &TableState| {
+            let schema = part.tables.get(&table.handle.table_id).map(|t| t.schema.version);
+            schema.unwrap_or(0) == table.schema.version
+        };
+        let mark = |(key, hi): (&StreamKey, &SeqNo)| {
+            part.streams.get(key).map(|s| s.hi).unwrap_or_default() == *hi
+        };
+        self.next_table_id <= part.next_table_id.max(1)
+            && self.tables.values().all(stored)
+            && self.pending.iter().all(mark)
+    }
+
     fn table(&mut self, name: &(String, String)) -> &mut TableState {
         let (handle, next, secret) = (&self.handle, &mut self.next_table_id, self.secret);
         self.tables.entry(name.clone()).or_insert_with(|| {

@@ -7,7 +7,8 @@ use futures::executor::block_on;
 use millrace_platform::sim::{SimClock, SimDisk, SimEntropy};
 use millrace_protocol::{
     batch::{FieldColumn, RefusalCode, SeriesKey, TableBatch},
-    ids::TenantId,
+    ids::{DeviceId, Epoch, SeqNo, TenantId},
+    stream::{PutHeader, StreamKey},
     value::{FieldType, FieldValues},
 };
 
@@ -23,7 +24,12 @@ fn open(disk: &SimDisk, seed: u64, clock: &SimClock, series_per_day: u64) -> Sha
         entropy: Arc::new(SimEntropy::seeded(seed)),
         dir: PathBuf::from("/data"),
         keys: test_keys(),
-        limits: EngineLimits { series_per_day, checkpoint_every: 1000, ..EngineLimits::default() },
+        limits: EngineLimits {
+            series_per_day,
+            checkpoint_every: 1000,
+            idle_after: std::time::Duration::ZERO,
+            ..EngineLimits::default()
+        },
     };
     block_on(Shard::open(config)).expect("the shard opens")
 }
@@ -49,23 +55,25 @@ fn batch(table: &str, series: impl Iterator<Item = u64>, time: i64) -> TableBatc
     out
 }
 
-fn write(shard: &mut Shard, tenant: TenantId, tables: Vec<TableBatch>) -> Receipt {
+fn request(tenant: TenantId, tables: Vec<TableBatch>) -> WriteRequest {
     let database = "default".to_owned();
-    let request = WriteRequest {
-        tenant,
-        database,
-        origin: Origin::Plain,
-        tables,
-        sender: Default::default(),
-    };
-    shard.write(vec![request]).remove(0).expect("the write is taken")
+    WriteRequest { tenant, database, origin: Origin::Plain, tables, sender: Default::default() }
 }
 
+fn write(shard: &mut Shard, tenant: TenantId, tables: Vec<TableBatch>) -> Receipt {
+    shard.write(vec![request(tenant, tables)]).remove(0).expect("the write is taken")
+}
+
+/// Many tenants' writes share a sync, as they do when they come at the same time. (The simulated
+/// disk copies a whole segment at each.)
 fn write_fleet(shard: &mut Shard, tenants: std::ops::Range<u128>, tables: usize, time: i64) {
-    for n in tenants {
+    let all: Vec<u128> = tenants.collect();
+    for some in all.chunks(250) {
         let one = |table| batch(&format!("device_{table}"), 0..2, time);
-        let receipt = write(shard, tenant(n), (0..tables).map(one).collect());
-        assert_eq!(receipt.rows(), 2 * tables as u64);
+        let requests = some.iter().map(|n| request(tenant(*n), (0..tables).map(one).collect()));
+        for receipt in shard.write(requests.collect()) {
+            assert_eq!(receipt.expect("the write is taken").rows(), 2 * tables as u64);
+        }
     }
 }
 
@@ -125,6 +133,45 @@ fn a_tenant_that_wrote_nothing_has_no_part_in_a_flush() {
         let tables = &snapshot.databases["default"];
         assert!(tables.values().all(|t| t.rows_upper_bound() == rows), "tenant {n}");
     }
+}
+
+#[test]
+fn a_tenant_that_was_let_go_is_loaded_by_a_write_a_query_and_a_merge_and_forgets_nothing() {
+    let disk = SimDisk::new();
+    let clock = SimClock::at(DAY_NS);
+    let mut shard = open(&disk, 1, &clock, 0);
+    let (acme, other) = (tenant(0), tenant(1));
+    let key =
+        StreamKey { device: DeviceId([1; 16]), stream: "line".parse().unwrap(), epoch: Epoch(1) };
+    let framed = |lo: u64, time| {
+        let header = PutHeader { key: key.clone(), seq_lo: SeqNo(lo), seq_hi: SeqNo(lo + 1) };
+        let origin = Origin::Stream(header);
+        WriteRequest { origin, ..request(acme, vec![batch("t", 0..2, time)]) }
+    };
+    for round in 0..6u64 {
+        // Asleep, its mark is known; awake again, it is what decides.
+        assert_eq!(shard.watermark(acme, &key), SeqNo(2 * round));
+        assert_eq!(shard.awake(), 0, "round {round}");
+        if round > 0 {
+            let again = shard.write(vec![framed(2 * round - 1, round as i64)]).remove(0).unwrap();
+            assert!(again.duplicate() && again.watermark() == Some(SeqNo(2 * round)));
+        }
+        let taken = shard.write(vec![framed(2 * round + 1, round as i64 + 1)]).remove(0).unwrap();
+        assert_eq!((taken.rows(), taken.duplicate()), (2, false));
+        assert_eq!(write(&mut shard, other, vec![batch("t", 5..6, 1)]).rows(), 1);
+        assert_eq!(shard.awake(), 2);
+        block_on(shard.flush()).unwrap();
+        while block_on(shard.compact_once()).unwrap() {}
+        let snapshot = shard.snapshot(acme).unwrap();
+        let table = &snapshot.databases["default"]["t"];
+        assert_eq!((table.rows_upper_bound(), table.series.len()), (2 * round + 2, 2));
+        block_on(shard.flush()).unwrap();
+    }
+    assert!(!shard.compactions(acme).is_empty(), "merges are remembered");
+    let writes: u64 = shard.table_stats(acme).iter().map(|t| t.writes.flushed.in_order_rows).sum();
+    assert!(writes > 0, "and so is what was written");
+    // It has never written: nothing of it is kept, and nothing made.
+    assert!(shard.snapshot(tenant(9)).unwrap().databases.is_empty());
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::{
     manifest::{
         Delta, FileEntry, Manifest, ManifestStore, SeriesSection, TableDelta, TableManifest,
         TenantDelta,
-        store::{load, record_name},
+        store::{load_all, record_name},
     },
     object::local::DurableLocalStore,
     run::SeriesSpan,
@@ -66,7 +66,7 @@ fn store(disk: &SimDisk) -> Arc<dyn ObjectStore> {
 }
 
 fn manifest(disk: &SimDisk) -> Manifest {
-    block_on(load(store(disk).as_ref(), test_keys().as_ref(), 0)).unwrap().manifest
+    block_on(load_all(store(disk).as_ref(), test_keys().as_ref(), 0)).unwrap()
 }
 
 fn table(manifest: &Manifest) -> &TableManifest {

@@ -141,6 +141,11 @@ pub fn stream_key((_, device): Stream) -> StreamKey {
     }
 }
 
+/// Every other opening lets go of tenants at each flush, so that they are loaded again and again.
+pub fn idle_after(nth: u64) -> Duration {
+    if nth.is_multiple_of(2) { Duration::ZERO } else { Duration::from_secs(600) }
+}
+
 fn limits() -> EngineLimits {
     EngineLimits {
         window_ns: 2 * HOUR_NS,
@@ -214,7 +219,7 @@ impl Machine {
             entropy: Arc::new(SimEntropy::seeded(self.seed * 1000 + self.opens)),
             dir: PathBuf::from("/data"),
             keys: Arc::clone(&self.keys),
-            limits: limits(),
+            limits: EngineLimits { idle_after: idle_after(self.seed + self.opens), ..limits() },
         };
         self.shard = Some(block_on(Shard::open(config))?);
         Ok(())

@@ -11,6 +11,7 @@ use millrace_protocol::{
 };
 
 use super::{
+    machine::idle_after,
     model::{Model, Row},
     rows,
 };
@@ -81,7 +82,7 @@ impl World {
             entropy: Arc::new(SimEntropy::seeded(self.seed * 1000 + self.opens)),
             dir: PathBuf::from("/data"),
             keys: Arc::clone(&self.keys),
-            limits: limits(),
+            limits: EngineLimits { idle_after: idle_after(self.seed + self.opens), ..limits() },
         }
     }
 
