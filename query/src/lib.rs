@@ -19,6 +19,7 @@ mod guard;
 mod hostile;
 mod interrupt;
 mod listing;
+mod operator;
 mod params;
 mod pool;
 mod provider;
