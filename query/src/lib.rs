@@ -27,6 +27,8 @@ mod prune;
 pub mod result;
 mod scan;
 mod session;
+#[cfg(test)]
+mod slt;
 mod system;
 
 pub use engine::{QueryAnswer, QueryEngine, QueryLimits};

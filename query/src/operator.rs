@@ -4,6 +4,7 @@
 //! syntax that makes it, and what runs it.
 //! Never: keeps rows that the query's memory does not count; computes without coming up for air.
 
+mod asof;
 mod gapfill;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use datafusion::{
     physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner},
 };
 
+pub(crate) use self::asof::{AsofSyntax, nested};
 use crate::functions::Stop;
 
 /// See the module head.
@@ -32,8 +34,10 @@ impl QueryPlanner for Planner {
         plan: &LogicalPlan,
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let ours: Vec<Arc<dyn ExtensionPlanner + Send + Sync>> =
-            vec![Arc::new(gapfill::GapFillPlanner(self.0.clone()))];
+        let ours: Vec<Arc<dyn ExtensionPlanner + Send + Sync>> = vec![
+            Arc::new(gapfill::GapFillPlanner(self.0.clone())),
+            Arc::new(asof::AsofPlanner(self.0.clone())),
+        ];
         DefaultPhysicalPlanner::with_extension_planners(ours)
             .create_physical_plan(plan, session)
             .await
@@ -42,7 +46,8 @@ impl QueryPlanner for Planner {
 
 /// DataFusion's rules after ours: what stands for an operator has to go before others look at it.
 pub(crate) fn rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
-    let mut rules: Vec<Arc<dyn OptimizerRule + Send + Sync>> = vec![Arc::new(gapfill::GapFillRule)];
+    let mut rules: Vec<Arc<dyn OptimizerRule + Send + Sync>> =
+        vec![Arc::new(gapfill::GapFillRule), Arc::new(asof::AsofPush)];
     rules.extend(Optimizer::new().rules);
     rules
 }

@@ -98,6 +98,7 @@ pub(crate) fn open(
         .with_table_function_list(functions::tables())
         .with_optimizer_rules(operator::rules())
         .with_query_planner(Arc::new(operator::Planner(bounds.stop.clone())))
+        .with_relation_planners(vec![Arc::new(operator::AsofSyntax)])
         .with_physical_optimizer_rule(Arc::new(Interruptible(bounds.stop.clone())))
         .build();
     state.register_function_rewrite(Arc::new(Operators::new(bounds.stop)))?;

@@ -16,7 +16,12 @@ mod group;
 mod node;
 mod rule;
 
-pub(super) use self::{calls::all as calls, exec::GapFillPlanner, rule::GapFillRule};
+pub(super) use self::{
+    calls::all as calls,
+    exec::{GapFillPlanner, bytes},
+    node::take_gates,
+    rule::GapFillRule,
+};
 
 /// Rows that one query may make for buckets without any. At 8 bytes a time this is 80 MB of
 /// results; a day of seconds for a hundred series fits.

@@ -373,7 +373,7 @@ fn same(a: &[ArrayRef], row_a: usize, b: &[ArrayRef], row_b: usize) -> Result<bo
 }
 
 /// Bytes of a batch's own rows; a slice counts for itself and not for what it was cut from.
-fn bytes(batch: &RecordBatch) -> usize {
+pub(in crate::operator) fn bytes(batch: &RecordBatch) -> usize {
     let sizes = batch.columns().iter().map(|c| {
         let data = c.to_data();
         data.get_slice_memory_size().unwrap_or_else(|_| c.get_array_memory_size())
