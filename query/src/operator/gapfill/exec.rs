@@ -179,12 +179,10 @@ impl ExecutionPlan for GapFillExec {
         InputDistributionRequirements::new(vec![rows])
     }
 
+    // The order that comes out is declared with the properties. That the input's is kept is not said:
+    // DataFusion would then sort the input as somebody above wants it, nulls last for instance.
     fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
         vec![sorting(&self.shape).ok().map(OrderingRequirements::from)]
-    }
-
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
     }
 
     fn apply_expressions(
