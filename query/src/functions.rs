@@ -25,9 +25,12 @@ use datafusion::{
 
 use self::{bounded::Bounded, growth::Growth};
 pub(crate) use self::{
+    measure::bytes as value_bytes,
     operators::Operators,
     stop::{Stop, StopOnDrop},
+    timeseries::argument,
 };
+use crate::operator;
 
 /// Functions whose result is no larger than a fixed number of bytes or than their first argument.
 const PLAIN: &[&str] = &[
@@ -261,6 +264,7 @@ pub(crate) fn scalars(stop: &Stop) -> Vec<Arc<ScalarUDF>> {
         .iter()
         .filter(|f| PLAIN.contains(&f.name()) || growth(f.name()).is_some())
         .map(|f| bound(f, stop))
+        .chain(operator::calls())
         .collect()
 }
 

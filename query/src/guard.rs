@@ -15,7 +15,7 @@ use datafusion::sql::{
     sqlparser::dialect::PostgreSqlDialect,
 };
 
-use crate::error::QueryError;
+use crate::{error::QueryError, operator};
 
 /// Bytes of SQL text.
 pub(crate) const SQL_BYTES_MAX: usize = 256 * 1024;
@@ -33,12 +33,14 @@ pub(crate) fn parse(sql: &str) -> Result<Statement, QueryError> {
         .build()
         .and_then(|mut p| p.parse_statements())
         .map_err(QueryError::from)?;
-    let statement =
+    let mut statement =
         statements.pop_front().ok_or_else(|| QueryError::Syntax("it is empty".into()))?;
     if !statements.is_empty() {
         return Err(QueryError::NotAllowed("more than one statement".into()));
     }
     statement::allow(&statement)?;
+    // Only now: what was weighed is what was written.
+    operator::nested(&mut statement);
     Ok(statement)
 }
 

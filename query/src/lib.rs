@@ -19,6 +19,7 @@ mod guard;
 mod hostile;
 mod interrupt;
 mod listing;
+mod operator;
 mod params;
 mod pool;
 mod provider;
@@ -26,6 +27,8 @@ mod prune;
 pub mod result;
 mod scan;
 mod session;
+#[cfg(test)]
+mod slt;
 mod system;
 
 pub use engine::{QueryAnswer, QueryEngine, QueryLimits};

@@ -9,6 +9,7 @@ use crate::{
     functions::{self, Operators, Stop},
     interrupt::Interruptible,
     listing::Listing,
+    operator,
     pool::{QueryMemory, SharedMemory},
     provider::SnapshotTable,
     system::{SYSTEM, Sources, System},
@@ -95,6 +96,9 @@ pub(crate) fn open(
         .with_aggregate_functions(functions::aggregates(bounds.stop))
         .with_window_functions(SessionStateDefaults::default_window_functions())
         .with_table_function_list(functions::tables())
+        .with_optimizer_rules(operator::rules())
+        .with_query_planner(Arc::new(operator::Planner(bounds.stop.clone())))
+        .with_relation_planners(vec![Arc::new(operator::AsofSyntax)])
         .with_physical_optimizer_rule(Arc::new(Interruptible(bounds.stop.clone())))
         .build();
     state.register_function_rewrite(Arc::new(Operators::new(bounds.stop)))?;

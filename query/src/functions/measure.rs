@@ -11,7 +11,7 @@ use datafusion::arrow::{
 pub(super) const SLOT: u64 = 16;
 
 /// Bytes of `rows` values from `start` on.
-pub(super) fn bytes(array: &dyn Array, start: usize, rows: usize) -> u64 {
+pub(crate) fn bytes(array: &dyn Array, start: usize, rows: usize) -> u64 {
     let slots = SLOT.saturating_mul(rows as u64);
     let values = match array.data_type() {
         DataType::Utf8 => offsets(array.as_string::<i32>().value_offsets(), start, rows).1,

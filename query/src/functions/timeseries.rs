@@ -9,7 +9,7 @@
 //! result does not depend on the order of the input. Of rows of equal time those that compute take
 //! the smaller value first, `first`, `last` and `state_at` any, and windows as the window has them.
 
-mod argument;
+pub(crate) mod argument;
 mod at_time;
 mod front;
 mod histogram;

@@ -13,7 +13,7 @@ use datafusion::{
 };
 
 /// The type that a time is read as: nanoseconds, in the zone that it has.
-pub(super) fn time(function: &str, given: &DataType) -> Result<DataType> {
+pub(crate) fn time(function: &str, given: &DataType) -> Result<DataType> {
     match given {
         DataType::Timestamp(_, zone) => Ok(DataType::Timestamp(TimeUnit::Nanosecond, zone.clone())),
         DataType::Null | DataType::Utf8 | DataType::Utf8View | DataType::LargeUtf8 => {
@@ -25,7 +25,7 @@ pub(super) fn time(function: &str, given: &DataType) -> Result<DataType> {
 
 /// The type that a number is read as. Whole numbers stay whole, so that counters above 2^53 keep
 /// small differences.
-pub(super) fn number(function: &str, given: &DataType) -> Result<DataType> {
+pub(crate) fn number(function: &str, given: &DataType) -> Result<DataType> {
     match given {
         other if other.is_signed_integer() => Ok(DataType::Int64),
         other if other.is_unsigned_integer() => Ok(DataType::UInt64),
@@ -39,7 +39,7 @@ pub(super) fn number(function: &str, given: &DataType) -> Result<DataType> {
 }
 
 /// The refusal of a call with the wrong number of arguments.
-pub(super) fn count<T>(function: &str, wanted: &str) -> Result<T> {
+pub(crate) fn count<T>(function: &str, wanted: &str) -> Result<T> {
     plan_err!("`{function}` is called as {function}({wanted})")
 }
 
