@@ -30,6 +30,8 @@ pub enum Cause {
     Fork,
     /// The queue's state did not read; a new epoch began.
     StateLost,
+    /// No gap but the end of one: rows of an earlier `rejected` were queued again.
+    Retried,
 }
 
 impl Cause {
@@ -43,6 +45,7 @@ impl Cause {
             Self::SourceOverrun => "source_overrun",
             Self::Fork => "fork",
             Self::StateLost => "state_lost",
+            Self::Retried => "retried",
         }
     }
 
@@ -107,7 +110,9 @@ impl Gap {
 
     /// Takes a later gap in, if both are of one kind.
     pub fn absorb(&mut self, later: &Self) -> bool {
-        let same = self.cause == later.cause && self.stream == later.stream;
+        // A gap that names rows stays one of its own.
+        let named = self.last > 0 || later.last > 0;
+        let same = self.cause == later.cause && self.stream == later.stream && !named;
         if !same || !self.cause.adds_up() {
             return false;
         }

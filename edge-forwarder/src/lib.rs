@@ -13,6 +13,7 @@ mod gap;
 mod identity;
 mod intake;
 mod planted;
+mod quarantine;
 mod queue;
 mod source;
 mod status;

@@ -10,6 +10,7 @@
 //! Of a gap: state, then its row in the log, then the state without it.
 
 mod append;
+mod aside;
 mod forks;
 mod ledger;
 mod opening;
@@ -32,6 +33,7 @@ use millrace_wal::{Wal, WalError};
 
 use crate::gap;
 
+pub use aside::{Aside, list as list_aside};
 pub use payload::{Group, Incoming, NoRoom, Part, Queued};
 use state::{State, StateFile};
 
@@ -181,6 +183,8 @@ impl Inner {
             let through = position.try_into().map_or(0, u64::from_le_bytes);
             self.state.gaps.retain(|g| g.id > through);
             self.state.gap_id = self.state.gap_id.max(through);
+        } else if source == aside::SOURCE {
+            self.put_back(position);
         } else {
             self.state.positions.insert(source.to_owned(), hex::encode(position));
         }

@@ -1,12 +1,12 @@
 //! Under which epoch and number a row is sent, and what the server may know of it.
 //!
-//! Owns: forks. Never: sends under an epoch that is not stored.
+//! Owns: forks and splits. Never: sends under an epoch that is not stored.
 
 use millrace_platform::entropy::random_u64;
 use millrace_protocol::ids::StreamId;
 
 use super::{
-    Queue, QueueError, Section,
+    Aside, Inner, Queue, QueueError, STREAMS_MAX, Section,
     state::{Fork, State},
 };
 use crate::{
@@ -35,27 +35,48 @@ impl Queue {
         &self,
         stream: &StreamId,
         epoch: u64,
-        (offset, known): (u64, u64),
+        place: (u64, u64),
         gap: Option<Gap>,
     ) -> Result<(), QueueError> {
-        let mut inner = self.lock();
-        let fork = Fork { offset, epoch: random_u64(self.file.entropy.as_ref()), known };
+        self.fork_with(&mut self.lock(), (stream, epoch), place, gap, None)
+    }
+
+    /// The same for rows `known + 1 ..= offset` that were put aside.
+    pub(super) fn fork_with(
+        &self,
+        inner: &mut Inner,
+        (stream, epoch): (&StreamId, u64),
+        (offset, known): (u64, u64),
+        gap: Option<Gap>,
+        aside: Option<Aside>,
+    ) -> Result<(), QueueError> {
+        let mut fork = Fork { offset, epoch: random_u64(self.file.entropy.as_ref()), known };
         let forks = &mut inner.state.lane_mut(stream, epoch).forks;
         if forks.last().is_some_and(|last| last.offset >= offset) {
             // Numbers of an epoch only rise, so this is a broken queue; it must not loop.
             return Err(self.file.fail(format!("numbers of {stream} go back to {offset}")));
         }
+        // Nothing came to be known under the fork before: one takes the place of both, so that a
+        // stream that is refused for ever does not fill the state.
+        let replaced = forks.pop_if(|last| last.offset == known);
+        fork.known = replaced.map_or(known, |last| last.known);
         forks.push(fork);
+        let before = (inner.state.gaps.clone(), inner.state.aside.len());
         if let Some(gap) = gap {
             inner.note(gap);
         }
+        inner.state.aside.extend(aside);
         if planted(Bug::ForkNotStored) {
             return Ok(());
         }
-        let saved = self.save(&mut inner);
+        let saved = self.save(inner);
         if saved.is_err() {
             // Nothing was sent under it yet; the next attempt makes another.
-            inner.state.lane_mut(stream, epoch).forks.pop();
+            let forks = &mut inner.state.lane_mut(stream, epoch).forks;
+            forks.pop();
+            forks.extend(replaced);
+            inner.state.gaps = before.0;
+            inner.state.aside.truncate(before.1);
         }
         saved
     }
@@ -77,5 +98,39 @@ impl Queue {
         let mut inner = self.lock();
         let sent = inner.sendable.entry(State::key(stream, epoch)).or_insert(0);
         *sent = (*sent).max(hi);
+    }
+
+    /// Where live rows begin: every frame before is backfill.
+    pub fn split_at(&self) -> u64 {
+        self.lock().state.split
+    }
+
+    /// Rows of the newest epoch that are not acknowledged.
+    pub fn rows_live(&self) -> u64 {
+        let inner = self.lock();
+        let mark = format!("@{:016x}", inner.state.epoch);
+        let lanes = inner.state.lanes.iter().filter(|(key, _)| key.ends_with(&mark));
+        lanes.map(|(_, lane)| lane.end.saturating_sub(lane.floor)).sum()
+    }
+
+    /// Makes everything that is queued backfill: rows from here on are of a new epoch, so they need
+    /// not wait for it.
+    pub fn split(&self) -> Result<(), QueueError> {
+        let mut inner = self.lock();
+        if inner.state.lanes.len() > STREAMS_MAX / 2 {
+            // Each stream takes a place more; numbering new tables matters more.
+            return Ok(());
+        }
+        let before = (inner.state.epoch, inner.state.split);
+        if !planted(Bug::SplitKeepsEpoch) {
+            inner.state.epoch = random_u64(self.file.entropy.as_ref());
+        }
+        inner.state.split = self.wal.next_lsn();
+        // Before the first row of the new epoch, so that no start takes it for one of the old.
+        let saved = self.save(&mut inner);
+        if saved.is_err() {
+            (inner.state.epoch, inner.state.split) = before;
+        }
+        saved
     }
 }

@@ -10,7 +10,6 @@ use std::{
 };
 
 use millrace_platform::{
-    clock::Clock,
     disk::Disk,
     durable,
     entropy::{Entropy, random_u64},
@@ -71,6 +70,7 @@ impl Inner {
             self.note(gap.numbers(0, first, through));
         }
         self.state.settled = self.state.settled.min(recovery.next_lsn());
+        self.state.split = self.state.split.min(recovery.next_lsn());
         self.state.through = last;
         self.last_lsn = last;
         true
@@ -149,6 +149,9 @@ impl Queue {
         }
         inner.sendable = inner.state.lanes.iter().map(|(k, l)| (k.clone(), l.end)).collect();
         let queue = Self { wal, file, clock, sizes, inner: Mutex::new(inner) };
+        if lost.is_none() {
+            super::aside::sweep(queue.file.disk.as_ref(), dir, &queue.lock().state);
+        }
         queue.file.keep_reserve();
         // Frames say their epoch themselves, so a disk that is full now is no reason not to start:
         // delivery is what makes room.
