@@ -10,7 +10,7 @@ use millrace_platform::{
 };
 
 use crate::{
-    delivery::Share, identity, quarantine, source::SourceKind, status, supervisor, uplink,
+    delivery::Share, identity, quarantine, settings, source::SourceKind, status, supervisor, uplink,
 };
 
 #[derive(Debug, Parser)]
@@ -57,8 +57,11 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = "/var/lib/millrace-edge")]
         data_dir: PathBuf,
         /// host-metrics, stdin or tail:PATH; may be given several times.
-        #[arg(long = "source", value_name = "SOURCE", required = true)]
+        #[arg(long = "source", value_name = "SOURCE", required_unless_present = "config")]
         sources: Vec<SourceKind>,
+        /// TOML file with more sources.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
         /// Seconds between two samples of host metrics (1 to 3600).
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
         interval: u64,
@@ -172,8 +175,8 @@ fn execute(cli: Cli) -> ExitCode {
         Command::Enroll { url, claim, ca, data_dir, json } => {
             enroll(&url, &claim, &ca, &data_dir, json)
         }
-        Command::Run { data_dir, sources, interval, queue_mib, db, link } => distinct(&sources)
-            .and_then(|()| {
+        Command::Run { data_dir, sources, config, interval, queue_mib, db, link } => {
+            all(sources, config.as_deref()).and_then(|sources| {
                 run(supervisor::Plan {
                     data_dir,
                     sources,
@@ -182,7 +185,8 @@ fn execute(cli: Cli) -> ExitCode {
                     database: db,
                     share: link.share(),
                 })
-            }),
+            })
+        }
         Command::Status { data_dir, json } => show(&data_dir, json),
         Command::Quarantine { action: Action::List, data_dir, json, .. } => list(&data_dir, json),
         Command::Quarantine { ids, all, data_dir, json, .. } => {
@@ -222,6 +226,20 @@ fn enroll(
         format!("enrolled as device {device}")
     });
     Ok(())
+}
+
+/// The sources of the command line and of the file.
+fn all(
+    mut sources: Vec<SourceKind>,
+    config: Option<&std::path::Path>,
+) -> Result<Vec<SourceKind>, String> {
+    if let Some(path) = config {
+        let read = read_file(&RealDisk, path, 1 << 20);
+        let text = read.map_err(|e| format!("{}: {e}", path.display()))?;
+        let more = settings::sources(&String::from_utf8_lossy(&text));
+        sources.extend(more.map_err(|e| format!("{}:\n  {}", path.display(), e.join("\n  ")))?);
+    }
+    distinct(&sources).map(|()| sources)
 }
 
 /// Two sources of one name would share a position.

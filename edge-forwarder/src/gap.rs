@@ -30,6 +30,8 @@ pub enum Cause {
     Fork,
     /// The queue's state did not read; a new epoch began.
     StateLost,
+    /// A source that is asked every so often was not, or gave no answer.
+    PollMissed,
     /// No gap but the end of one: rows of an earlier `rejected` were queued again.
     Retried,
 }
@@ -45,13 +47,14 @@ impl Cause {
             Self::SourceOverrun => "source_overrun",
             Self::Fork => "fork",
             Self::StateLost => "state_lost",
+            Self::PollMissed => "poll_missed",
             Self::Retried => "retried",
         }
     }
 
     /// Whether gaps of this cause and stream may be counted together while they wait.
     fn adds_up(self) -> bool {
-        matches!(self, Self::BufferFull | Self::Rejected | Self::SourceDown)
+        matches!(self, Self::BufferFull | Self::Rejected | Self::SourceDown | Self::PollMissed)
     }
 }
 

@@ -15,6 +15,7 @@ mod intake;
 mod planted;
 mod quarantine;
 mod queue;
+mod settings;
 mod source;
 mod status;
 mod supervisor;

@@ -316,6 +316,9 @@ async fn keep_running(kind: SourceKind, sink: Sink, interval: Duration, restarts
                     source::host::run(sink, interval, identity::host_name()).boxed()
                 }
                 SourceKind::Stdin => source::stdin::run(sink).boxed(),
+                SourceKind::Modbus(device) => {
+                    source::modbus::run(sink, *device, Arc::new(TcpDialer)).boxed()
+                }
                 SourceKind::Tail(path) => {
                     let start = sink.queue.position(&sink.name);
                     source::tail::run(sink, path, start).boxed()
