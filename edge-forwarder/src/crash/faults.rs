@@ -140,6 +140,10 @@ pub(super) fn refused(seed: u64) -> Vec<String> {
         world.retry();
         world.drain();
     }
+    let left = world.queue.as_ref().map_or(0, |q| q.aside().len());
+    if left > 0 {
+        wrong.push(format!("{left} messages are still put aside after they were sent again"));
+    }
     // The books may show gaps of refused rows.
     world.server.poison = poison;
     wrong.extend(world.books());

@@ -19,8 +19,7 @@ fn is_caught(bug: Option<Bug>) -> bool {
         |seed| cuts::findings(seed, 11),
     ];
     (0..12).any(|seed| {
-        histories.iter().enumerate().any(|(n, history)| {
-            eprintln!("  seed {seed} history {n}");
+        histories.iter().any(|history| {
             let played = AssertUnwindSafe(|| planted::with(bug, || history(seed)));
             catch_unwind(played).map_or(true, |wrong| !wrong.is_empty())
         })
@@ -48,12 +47,6 @@ fn e9_d2_every_planted_bug_is_caught_and_nothing_else() {
         Bug::RefusedNotRecorded,
         Bug::AsideKept,
     ];
-    let missed: Vec<Bug> = bugs
-        .into_iter()
-        .filter(|bug| {
-            eprintln!("BUG {bug:?}");
-            !is_caught(Some(*bug))
-        })
-        .collect();
+    let missed: Vec<Bug> = bugs.into_iter().filter(|bug| !is_caught(Some(*bug))).collect();
     assert!(missed.is_empty(), "not caught: {missed:?}");
 }

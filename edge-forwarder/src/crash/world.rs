@@ -489,7 +489,8 @@ impl World {
                 wrong.push(format!("{gap:?} was recorded twice"));
             }
             let refused = matches!(gap.cause.as_str(), "rejected" | "retried");
-            if !self.may_lose && !(refused && !self.server.poison.is_empty()) {
+            let expected = refused && !self.server.poison.is_empty();
+            if !self.may_lose && !expected {
                 wrong.push(format!("nothing was lost, yet there is {gap:?}"));
             }
         }

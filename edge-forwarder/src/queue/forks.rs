@@ -51,7 +51,11 @@ impl Queue {
         aside: Option<Aside>,
     ) -> Result<(), QueueError> {
         let mut fork = Fork { offset, epoch: random_u64(self.file.entropy.as_ref()), known };
-        let forks = &mut inner.state.lane_mut(stream, epoch).forks;
+        let settled = inner.state.settled;
+        let lane = inner.state.lane_mut(stream, epoch);
+        // Its rows wait in a frame that is not settled, so the lane must not be forgotten.
+        lane.last_lsn = lane.last_lsn.max(settled);
+        let forks = &mut lane.forks;
         if forks.last().is_some_and(|last| last.offset >= offset) {
             // Numbers of an epoch only rise, so this is a broken queue; it must not loop.
             return Err(self.file.fail(format!("numbers of {stream} go back to {offset}")));
