@@ -9,7 +9,9 @@ use millrace_platform::{
     entropy::OsEntropy,
 };
 
-use crate::{identity, source::SourceKind, status, supervisor, uplink};
+use crate::{
+    delivery::Share, identity, quarantine, settings, source::SourceKind, status, supervisor, uplink,
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -55,8 +57,11 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = "/var/lib/millrace-edge")]
         data_dir: PathBuf,
         /// host-metrics, stdin or tail:PATH; may be given several times.
-        #[arg(long = "source", value_name = "SOURCE", required = true)]
+        #[arg(long = "source", value_name = "SOURCE", required_unless_present = "config")]
         sources: Vec<SourceKind>,
+        /// TOML file with more sources.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
         /// Seconds between two samples of host metrics (1 to 3600).
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
         interval: u64,
@@ -66,10 +71,31 @@ enum Command {
         /// Database for all rows.
         #[arg(long, default_value = "default", value_parser = database)]
         db: String,
+        #[command(flatten)]
+        link: Link,
     },
     /// Show what the running forwarder last said about itself.
     #[command(after_help = "Example:\n  millrace-edge status --data-dir ./edge --json")]
     Status {
+        /// Folder of this device.
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/millrace-edge")]
+        data_dir: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Rows that the server refused: list them, or have them sent again.
+    #[command(
+        after_help = "Examples:\n  millrace-edge quarantine list\n  millrace-edge quarantine retry --all"
+    )]
+    Quarantine {
+        /// What to do.
+        action: Action,
+        /// Ids of what to send again, as `list` shows them.
+        ids: Vec<u64>,
+        /// Send everything again.
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
         /// Folder of this device.
         #[arg(long, value_name = "DIR", default_value = "/var/lib/millrace-edge")]
         data_dir: PathBuf,
@@ -82,6 +108,44 @@ enum Command {
         /// For which shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// What to do with rows that the server refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Action {
+    /// Show them.
+    List,
+    /// Send them again.
+    Retry,
+}
+
+/// How live rows and backfill share the link to the server.
+#[derive(Debug, Clone, clap::Args)]
+struct Link {
+    /// Percent of the link for rows from before an outage, while live rows wait too (0 to 100).
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u8).range(0..=100))]
+    backfill_percent: u8,
+    /// KiB per second of rows from before an outage at most; 0: no cap.
+    #[arg(long, default_value_t = 0)]
+    backfill_kib: u64,
+    /// KiB per second of live rows at most; 0: no cap.
+    #[arg(long, default_value_t = 0)]
+    live_kib: u64,
+    /// Send everything in the order in which it came: live rows wait for those of an outage.
+    #[arg(long)]
+    oldest_first: bool,
+}
+
+impl Link {
+    fn share(&self) -> Share {
+        let normal = Share::default();
+        Share {
+            backfill_percent: self.backfill_percent,
+            live_bytes_per_s: self.live_kib.saturating_mul(1024),
+            backfill_bytes_per_s: self.backfill_kib.saturating_mul(1024),
+            split_rows: if self.oldest_first { u64::MAX } else { normal.split_rows },
+        }
+    }
 }
 
 /// Prints a command's answer. A reader that has seen enough (`| head`) is no error.
@@ -111,18 +175,23 @@ fn execute(cli: Cli) -> ExitCode {
         Command::Enroll { url, claim, ca, data_dir, json } => {
             enroll(&url, &claim, &ca, &data_dir, json)
         }
-        Command::Run { data_dir, sources, interval, queue_mib, db } => {
-            distinct(&sources).and_then(|()| {
+        Command::Run { data_dir, sources, config, interval, queue_mib, db, link } => {
+            all(sources, config.as_deref()).and_then(|sources| {
                 run(supervisor::Plan {
                     data_dir,
                     sources,
                     interval: Duration::from_secs(interval),
                     queue_bytes: queue_mib << 20,
                     database: db,
+                    share: link.share(),
                 })
             })
         }
         Command::Status { data_dir, json } => show(&data_dir, json),
+        Command::Quarantine { action: Action::List, data_dir, json, .. } => list(&data_dir, json),
+        Command::Quarantine { ids, all, data_dir, json, .. } => {
+            send_again(&data_dir, ids, all, json)
+        }
         Command::Completions { shell } => {
             let mut command = Cli::command();
             clap_complete::generate(shell, &mut command, "millrace-edge", &mut std::io::stdout());
@@ -159,6 +228,20 @@ fn enroll(
     Ok(())
 }
 
+/// The sources of the command line and of the file.
+fn all(
+    mut sources: Vec<SourceKind>,
+    config: Option<&std::path::Path>,
+) -> Result<Vec<SourceKind>, String> {
+    if let Some(path) = config {
+        let read = read_file(&RealDisk, path, 1 << 20);
+        let text = read.map_err(|e| format!("{}: {e}", path.display()))?;
+        let more = settings::sources(&String::from_utf8_lossy(&text));
+        sources.extend(more.map_err(|e| format!("{}:\n  {}", path.display(), e.join("\n  ")))?);
+    }
+    distinct(&sources).map(|()| sources)
+}
+
 /// Two sources of one name would share a position.
 fn distinct(sources: &[SourceKind]) -> Result<(), String> {
     let mut seen = std::collections::BTreeSet::new();
@@ -192,6 +275,41 @@ fn run(plan: supervisor::Plan) -> Result<(), String> {
     done
 }
 
+fn list(dir: &std::path::Path, json: bool) -> Result<(), String> {
+    let aside = supervisor::put_aside(dir).map_err(|e| e.to_string())?;
+    if json {
+        say(&serde_json::to_string(&aside).map_err(|e| e.to_string())?);
+        return Ok(());
+    }
+    if aside.is_empty() {
+        say("nothing is put aside");
+    }
+    for a in aside {
+        let rows = (a.last + 1).saturating_sub(a.first);
+        say(&format!("{}  {}  {rows} rows ({} to {})  {}", a.id, a.stream, a.first, a.last, a.why));
+    }
+    Ok(())
+}
+
+fn send_again(dir: &std::path::Path, ids: Vec<u64>, all: bool, json: bool) -> Result<(), String> {
+    if ids.is_empty() && !all {
+        return Err("say which: ids as `quarantine list` shows them, or --all".to_owned());
+    }
+    let done =
+        supervisor::send_again(dir, &quarantine::Request { ids }).map_err(|e| e.to_string())?;
+    let answer = match done {
+        _ if json => {
+            let (groups, rows) = done.unwrap_or_default();
+            let asked = done.is_none();
+            serde_json::json!({ "asked": asked, "groups": groups, "rows": rows }).to_string()
+        }
+        Some((groups, rows)) => format!("{rows} rows of {groups} messages are queued again"),
+        None => "the running forwarder was asked; it looks every second".to_owned(),
+    };
+    say(&answer);
+    Ok(())
+}
+
 fn show(dir: &std::path::Path, json: bool) -> Result<(), String> {
     let status = status::read(&RealDisk, dir)
         .map_err(|e| format!("no status in {}: {e}; is the forwarder running?", dir.display()))?;
@@ -203,14 +321,16 @@ fn show(dir: &std::path::Path, json: bool) -> Result<(), String> {
     // The file is written at least every 30 s.
     let stale = if age > 60 { ", so the forwarder is not running" } else { "" };
     say(&format!(
-        "written     {age} s ago{stale}\nconnected   {}\nroom        {}\nrows acked  {}\nrows pending {}\nrows queued {}\nin flight   {} messages\nqueue       {} bytes\nlast error  {}",
+        "written     {age} s ago{stale}\nconnected   {}\nroom        {}\nrows acked  {}\nrows pending {} ({} live)\nrows queued {}\nin flight   {} messages\nqueue       {} bytes\nput aside   {} messages\nlast error  {}",
         status.connected,
         status.room.name(),
         status.rows_acked,
         status.rows_pending,
+        status.rows_live,
         status.rows_queued,
         status.frames_in_flight,
         status.queue_bytes,
+        status.put_aside,
         status.last_error.as_deref().unwrap_or("none"),
     ));
     for (source, rows) in &status.acked {

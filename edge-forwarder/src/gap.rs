@@ -30,6 +30,10 @@ pub enum Cause {
     Fork,
     /// The queue's state did not read; a new epoch began.
     StateLost,
+    /// A source that is asked every so often was not, or gave no answer.
+    PollMissed,
+    /// No gap but the end of one: rows of an earlier `rejected` were queued again.
+    Retried,
 }
 
 impl Cause {
@@ -43,12 +47,14 @@ impl Cause {
             Self::SourceOverrun => "source_overrun",
             Self::Fork => "fork",
             Self::StateLost => "state_lost",
+            Self::PollMissed => "poll_missed",
+            Self::Retried => "retried",
         }
     }
 
     /// Whether gaps of this cause and stream may be counted together while they wait.
     fn adds_up(self) -> bool {
-        matches!(self, Self::BufferFull | Self::Rejected | Self::SourceDown)
+        matches!(self, Self::BufferFull | Self::Rejected | Self::SourceDown | Self::PollMissed)
     }
 }
 
@@ -107,7 +113,9 @@ impl Gap {
 
     /// Takes a later gap in, if both are of one kind.
     pub fn absorb(&mut self, later: &Self) -> bool {
-        let same = self.cause == later.cause && self.stream == later.stream;
+        // A gap that names rows stays one of its own.
+        let named = self.last > 0 || later.last > 0;
+        let same = self.cause == later.cause && self.stream == later.stream && !named;
         if !same || !self.cause.adds_up() {
             return false;
         }

@@ -25,5 +25,17 @@ millrace_platform::planted_bugs! {
         VoidBelieved,
         /// A server that knows less than it acknowledged is taken at the device's word.
         LowerFloorIgnored,
+        /// What live has read counts as settled although backfill waits.
+        LiveSettlesAll,
+        /// Rows behind a split are of the epoch before it.
+        SplitKeepsEpoch,
+        /// What was on its way behind a refused message is not read again.
+        RefusedNotRead,
+        /// A second refusal forgets that the first had the log read again from further back.
+        RereadFromLast,
+        /// A refused message is left out without a gap record.
+        RefusedNotRecorded,
+        /// Rows that were put aside and sent again stay put aside.
+        AsideKept,
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod host;
 pub mod lines;
+pub mod modbus;
 pub mod stdin;
 pub mod tail;
 
@@ -35,7 +36,7 @@ const NAME_MAX: usize = 128;
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Which source to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
     /// This machine's own metrics.
     HostMetrics,
@@ -43,6 +44,8 @@ pub enum SourceKind {
     Stdin,
     /// A line-protocol file that grows.
     Tail(std::path::PathBuf),
+    /// A Modbus device; only in the configuration file.
+    Modbus(Box<modbus::Device>),
 }
 
 impl FromStr for SourceKind {
@@ -69,6 +72,7 @@ impl SourceKind {
         match self {
             Self::HostMetrics => "host".to_owned(),
             Self::Stdin => "stdin".to_owned(),
+            Self::Modbus(device) => format!("modbus-{}", device.name),
             Self::Tail(path) => {
                 let whole = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 let file = path.file_name().map(|n| n.to_string_lossy().into_owned());

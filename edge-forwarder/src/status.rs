@@ -34,6 +34,12 @@ pub struct Status {
     /// Rows that are durable here and not acknowledged.
     #[serde(default)]
     pub rows_pending: u64,
+    /// Of them, those of the newest epoch, which go first.
+    #[serde(default)]
+    pub rows_live: u64,
+    /// Messages that the server refused and that are kept; see `millrace-edge quarantine list`.
+    #[serde(default)]
+    pub put_aside: u64,
     /// Messages sent and not yet acknowledged.
     pub frames_in_flight: usize,
     /// Bytes of the queue on disk.

@@ -22,10 +22,12 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     backoff::Backoff,
+    delivery::Share,
     gap::{Cause, Gap},
     identity::{self, Identity, IdentityError},
     intake::{Intake, Room},
-    queue::{Ground, Queue, QueueError, Sizes},
+    quarantine,
+    queue::{Aside, Ground, Queue, QueueError, Sizes, list_aside},
     source::{self, Sink, SourceKind},
     status::{self, Status},
     uplink::{Seen, Uplink},
@@ -55,6 +57,8 @@ pub struct Plan {
     pub queue_bytes: u64,
     /// Database for all rows.
     pub database: String,
+    /// How live rows and backfill share the link.
+    pub share: Share,
 }
 
 /// Why the forwarder cannot run.
@@ -108,6 +112,8 @@ impl Watch {
             acked,
             rows_queued: self.queue.rows_queued(),
             rows_pending: self.queue.rows_pending(),
+            rows_live: self.queue.rows_live(),
+            put_aside: self.queue.aside().len() as u64,
             frames_in_flight: seen.in_flight,
             queue_bytes: self.queue.bytes(),
             sources: copy(&self.restarts),
@@ -120,6 +126,7 @@ impl Watch {
         if let Err(error) = self.queue.flush_gaps() {
             tracing::debug!(%error, "gaps wait in the queue's state");
         }
+        quarantine::answer(self.disk.as_ref(), &self.data_dir, &self.queue);
         let status = self.status();
         let now = self.clock.monotonic();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,6 +150,42 @@ fn lock(
         std::io::ErrorKind::WouldBlock => RunError::Locked(dir.display().to_string()),
         _ => RunError::Io(e),
     })
+}
+
+fn ground(disk: &Arc<dyn Disk>, identity: &Identity) -> Ground {
+    Ground {
+        disk: Arc::clone(disk),
+        entropy: Arc::new(OsEntropy),
+        clock: Arc::new(SystemClock::new()),
+        keys: identity.queue_keys(),
+    }
+}
+
+/// What the server refused and is kept in this data directory.
+pub fn put_aside(data_dir: &std::path::Path) -> Result<Vec<Aside>, RunError> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let identity = Identity::load(disk.as_ref(), data_dir)?;
+    Ok(list_aside(&ground(&disk, &identity), identity.device, &data_dir.join("queue"))?)
+}
+
+/// Has rows sent again that were put aside: by the running forwarder (`None`), or here.
+pub fn send_again(
+    data_dir: &std::path::Path,
+    request: &quarantine::Request,
+) -> Result<Option<(usize, u64)>, RunError> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let identity = Identity::load(disk.as_ref(), data_dir)?;
+    let _lock = match lock(disk.as_ref(), data_dir) {
+        Ok(lock) => lock,
+        Err(RunError::Locked(_)) => {
+            quarantine::ask(disk.as_ref(), data_dir, request)?;
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    };
+    let dir = data_dir.join("queue");
+    let queue = Queue::open(&ground(&disk, &identity), identity.device, &dir, Sizes::default())?;
+    Ok(Some(quarantine::retry(&queue, request)?))
 }
 
 /// Runs until a signal.
@@ -198,6 +241,7 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
         clock: Arc::clone(&clock),
         entropy,
         dialer: Arc::new(TcpDialer),
+        share: plan.share,
         fresh,
         seen: Arc::clone(&seen),
     });
@@ -272,6 +316,9 @@ async fn keep_running(kind: SourceKind, sink: Sink, interval: Duration, restarts
                     source::host::run(sink, interval, identity::host_name()).boxed()
                 }
                 SourceKind::Stdin => source::stdin::run(sink).boxed(),
+                SourceKind::Modbus(device) => {
+                    source::modbus::run(sink, *device, Arc::new(TcpDialer)).boxed()
+                }
                 SourceKind::Tail(path) => {
                     let start = sink.queue.position(&sink.name);
                     source::tail::run(sink, path, start).boxed()

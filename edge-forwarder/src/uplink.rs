@@ -18,19 +18,20 @@ use futures::StreamExt;
 use millrace_platform::{clock::Clock, entropy::Entropy, net::Dialer};
 use millrace_protocol::{ids::StreamId, stream::PutAck};
 use tokio::sync::{Notify, mpsc};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::{
     backoff::Backoff,
-    delivery::{Action, Delivery, DeliveryError, IN_FLIGHT_MAX, Outgoing},
+    delivery::{Action, Delivery, DeliveryError, IN_FLIGHT_MAX, Outgoing, Share},
     identity::Identity,
     queue::Queue,
 };
 
 pub use connection::{ConnectError, Connection, post_enrolment};
 
-/// Messages of one stream that wait to be written to the connection.
-const STREAM_AHEAD: usize = 8;
+/// Messages of one stream that wait to be written to the connection: all that may be on their way,
+/// so that a stream which the server lets wait never holds up this loop.
+const STREAM_AHEAD: usize = IN_FLIGHT_MAX + 1;
 /// First and longest pause between attempts.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// How long to wait for rows or acks before looking again.
@@ -59,6 +60,8 @@ pub struct Uplink {
     pub entropy: Arc<dyn Entropy>,
     /// The network.
     pub dialer: Arc<dyn Dialer>,
+    /// How the link is shared.
+    pub share: Share,
     /// Told when rows become durable.
     pub fresh: Arc<Notify>,
     /// For the status file.
@@ -86,14 +89,17 @@ struct OpenPut {
     messages: mpsc::Sender<FlightData>,
 }
 
+/// Whose DoPut: a stream in an epoch. Backfill and live rows of one stream are two, so that the
+/// server's pace for one does not hold up the other.
+type PutKey = (StreamId, u64);
 /// One message from an open DoPut: whose, and what.
-type Answer = (StreamId, Result<PutResult, Status>);
+type Answer = (PutKey, Result<PutResult, Status>);
 
 /// What one connection keeps.
 struct Session {
     connection: Connection,
     delivery: Delivery,
-    puts: BTreeMap<StreamId, OpenPut>,
+    puts: BTreeMap<PutKey, OpenPut>,
     answers: mpsc::Sender<Answer>,
     acked: mpsc::Receiver<Answer>,
 }
@@ -135,13 +141,19 @@ impl Uplink {
         let connection = Connection::open(&self.identity, Arc::clone(&self.dialer)).await?;
         // Room for an answer to everything in flight, so that answers never hold up sending.
         let (answers, acked) = mpsc::channel(IN_FLIGHT_MAX * 2);
-        let delivery =
-            Delivery::new(Arc::clone(&self.queue), Arc::clone(&self.clock), self.identity.device);
+        let delivery = blocking(|| {
+            Delivery::new(
+                Arc::clone(&self.queue),
+                Arc::clone(&self.clock),
+                self.identity.device,
+                self.share,
+            )
+        });
         let mut session = Session { connection, delivery, puts: BTreeMap::new(), answers, acked };
         self.see(|s| s.connected = true);
         loop {
-            while let Ok((stream, answer)) = session.acked.try_recv() {
-                take(&mut session, &stream, answer)?;
+            while let Ok((key, answer)) = session.acked.try_recv() {
+                take(&mut session, &key, answer)?;
             }
             self.settle(&mut session);
             session.delivery.check_alive()?;
@@ -154,7 +166,7 @@ impl Uplink {
                 Action::Wait => {
                     tokio::select! {
                         answer = session.acked.recv() => match answer {
-                            Some((stream, answer)) => take(&mut session, &stream, answer)?,
+                            Some((key, answer)) => take(&mut session, &key, answer)?,
                             None => return Ok(()),
                         },
                         () = self.fresh.notified() => {}
@@ -177,40 +189,54 @@ impl Uplink {
 
     /// Sends a message.
     async fn send(&self, session: &mut Session, message: Outgoing) -> Result<(), Ended> {
-        let stream = message.part.stream.clone();
+        let key: PutKey = (message.part.stream.clone(), message.header.key.epoch.0);
         let (schema, first, data) = match encode::encode(&message) {
             Ok(encoded) => encoded,
             Err(why) => return Ok(blocking(|| session.delivery.unsendable(&message, &why))?),
         };
-        let same = session.puts.get(&stream).is_some_and(|p| p.schema == schema);
+        let same = session.puts.get(&key).is_some_and(|p| p.schema == schema);
         if !same {
             // Closing the old call first keeps the stream's order: its acks come before ours.
-            session.puts.remove(&stream);
-            while session.delivery.in_flight_of(&stream) > 1 {
+            session.puts.remove(&key);
+            while session.delivery.in_flight_of(&key.0, key.1) > 1 {
                 session.delivery.check_alive()?;
                 tokio::select! {
                     answer = session.acked.recv() => match answer {
-                        Some((stream, answer)) => take(session, &stream, answer)?,
+                        Some((of, answer)) => take(session, &of, answer)?,
                         None => return Err(Ended::Closed),
                     },
                     () = self.clock.sleep(IDLE) => {}
                 }
             }
-            let put = open(session, stream.clone(), schema);
-            if let Some(message) = first {
-                put.messages.send(message).await.map_err(|_| Ended::Closed)?;
+            if session.delivery.in_flight_of(&key.0, key.1) == 0 {
+                // Refused meanwhile: it is read again behind what was put aside.
+                return Ok(());
             }
-            session.puts.insert(stream.clone(), put);
+            let put = open(session, key.clone(), schema);
+            session.puts.insert(key.clone(), put);
+            write(session, &key, first).await;
         }
-        let Some(put) = session.puts.get(&stream) else { return Err(Ended::Closed) };
-        for message in data {
-            put.messages.send(message).await.map_err(|_| Ended::Closed)?;
-        }
+        write(session, &key, data).await;
         Ok(())
     }
 }
 
-fn open(session: &Session, stream: StreamId, schema: SchemaRef) -> OpenPut {
+/// Writes to an open call. One that has ended takes nothing: its last answer, which says why, is on
+/// its way.
+async fn write(
+    session: &mut Session,
+    key: &PutKey,
+    messages: impl IntoIterator<Item = FlightData>,
+) {
+    for message in messages {
+        let Some(put) = session.puts.get(key) else { return };
+        if put.messages.send(message).await.is_err() {
+            session.puts.remove(key);
+        }
+    }
+}
+
+fn open(session: &Session, key: PutKey, schema: SchemaRef) -> OpenPut {
     let (messages, outgoing) = mpsc::channel(STREAM_AHEAD);
     let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
     let mut client = session.connection.flight();
@@ -218,20 +244,41 @@ fn open(session: &Session, stream: StreamId, schema: SchemaRef) -> OpenPut {
     // The call answers only when the first message has come, so it runs on its own.
     tokio::spawn(async move {
         match client.do_put(outgoing).await {
-            Ok(response) => pump(response.into_inner(), stream, answers).await,
-            Err(status) => drop(answers.send((stream, Err(status))).await),
+            Ok(response) => pump(response.into_inner(), key, answers).await,
+            Err(status) => drop(answers.send((key, Err(status))).await),
         }
     });
     OpenPut { schema, messages }
 }
 
+/// Whether the server will never take this message, whatever the connection: the message is at
+/// fault, not the server's state. A refused device and a server that is short of something are not
+/// such; they pass.
+fn is_final(status: &Status) -> bool {
+    // A hole in the numbers is between the server and this connection; the next one asks anew.
+    !status.message().starts_with("bad_sequence")
+        && matches!(
+            status.code(),
+            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange
+        )
+}
+
 /// Takes one answer of the server.
 fn take(
     session: &mut Session,
-    stream: &StreamId,
+    (stream, epoch): &PutKey,
     answer: Result<PutResult, Status>,
 ) -> Result<(), Ended> {
-    let answer = answer.map_err(|status| Ended::Status(Box::new(status)))?;
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(status) if is_final(&status) => {
+            // Messages of this call that are still to be written go nowhere; they are read again.
+            session.puts.remove(&(stream.clone(), *epoch));
+            let why = status.message();
+            return Ok(blocking(|| session.delivery.refused(stream, *epoch, why))?);
+        }
+        Err(status) => return Err(Ended::Status(Box::new(status))),
+    };
     if answer.app_metadata.is_empty() {
         return Ok(());
     }
@@ -242,10 +289,10 @@ fn take(
     Ok(session.delivery.acked(&ack)?)
 }
 
-async fn pump(mut answers: Streaming<PutResult>, stream: StreamId, out: mpsc::Sender<Answer>) {
+async fn pump(mut answers: Streaming<PutResult>, key: PutKey, out: mpsc::Sender<Answer>) {
     while let Some(answer) = answers.next().await {
         let failed = answer.is_err();
-        if out.send((stream.clone(), answer)).await.is_err() || failed {
+        if out.send((key.clone(), answer)).await.is_err() || failed {
             return;
         }
     }

@@ -7,13 +7,15 @@ use crate::planted::{self, Bug};
 
 /// Whether some history shows the bug: by a finding, or by a panic on the way.
 fn is_caught(bug: Option<Bug>) -> bool {
-    let histories: [fn(u64) -> Vec<String>; 7] = [
+    let histories: [fn(u64) -> Vec<String>; 9] = [
         faults::damaged,
         faults::forgotten,
         faults::stateless,
         faults::lost,
         faults::repeated,
         faults::full,
+        faults::refused,
+        faults::outages,
         |seed| cuts::findings(seed, 11),
     ];
     (0..12).any(|seed| {
@@ -38,6 +40,12 @@ fn e9_d2_every_planted_bug_is_caught_and_nothing_else() {
         Bug::ForkNotStored,
         Bug::VoidBelieved,
         Bug::LowerFloorIgnored,
+        Bug::LiveSettlesAll,
+        Bug::SplitKeepsEpoch,
+        Bug::RefusedNotRead,
+        Bug::RereadFromLast,
+        Bug::RefusedNotRecorded,
+        Bug::AsideKept,
     ];
     let missed: Vec<Bug> = bugs.into_iter().filter(|bug| !is_caught(Some(*bug))).collect();
     assert!(missed.is_empty(), "not caught: {missed:?}");

@@ -30,6 +30,23 @@ pub(super) struct GapRow {
 pub(super) struct Server {
     pub(super) ledger: BTreeMap<(String, u64), Vec<u64>>,
     pub(super) gaps: Vec<GapRow>,
+    /// Every row that was ever in a message, and its stream.
+    pub(super) seen: BTreeMap<u64, String>,
+    /// All rows in the order in which they came.
+    pub(super) arrived: Vec<u64>,
+    /// Rows that it refuses, with the whole message that holds them.
+    pub(super) poison: std::collections::BTreeSet<u64>,
+}
+
+/// What the server says to a message.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// An ack.
+    Ack(PutAck),
+    /// The message is refused for good, and with it the call.
+    Refused,
+    /// Rows before it are missing.
+    Hole,
 }
 
 /// The ids of the rows of a batch, as the sources of the suite write them.
@@ -72,15 +89,18 @@ impl Server {
         self.ledger.get(&(stream.to_owned(), epoch)).map_or(0, |rows| rows.len() as u64)
     }
 
-    /// Applies a message; `None` refuses the stream.
-    pub(super) fn put(&mut self, header: &PutHeader, batch: &TableBatch) -> Option<PutAck> {
+    /// Applies a message.
+    pub(super) fn put(&mut self, header: &PutHeader, batch: &TableBatch) -> Answer {
         let stream = header.key.stream.as_str();
         let rows = header.seq_hi.0 + 1 - header.seq_lo.0;
         let floor = self.floor(stream, header.key.epoch.0);
         if rows != batch.rows() as u64 || header.seq_lo.0 > floor + 1 {
-            return None;
+            return Answer::Hole;
         }
         let known = (floor + 1 - header.seq_lo.0).min(rows) as usize;
+        if stream != gap::STREAM {
+            self.seen.extend(ids(batch).into_iter().map(|id| (id, stream.to_owned())));
+        }
         let fresh = if stream == gap::STREAM {
             let gaps = gap_rows(batch);
             self.gaps.extend_from_slice(&gaps[known..]);
@@ -88,10 +108,14 @@ impl Server {
         } else {
             ids(batch)[known..].to_vec()
         };
+        if fresh.iter().any(|id| self.poison.contains(id)) {
+            return Answer::Refused;
+        }
+        self.arrived.extend(fresh.iter().filter(|_| stream != gap::STREAM));
         let duplicate = fresh.is_empty();
         let ledger = self.ledger.entry((stream.to_owned(), header.key.epoch.0)).or_default();
         ledger.extend(fresh);
-        Some(PutAck {
+        Answer::Ack(PutAck {
             version: 1,
             key: header.key.clone(),
             hi: SeqNo(ledger.len() as u64),

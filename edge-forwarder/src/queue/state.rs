@@ -33,7 +33,7 @@ use crate::{
     planted::{Bug, planted},
 };
 
-use super::QueueError;
+use super::{QueueError, aside::Aside};
 
 pub(super) const VERSION: u32 = 1;
 const OBJECT: [u8; 16] = *b"edge-queue-state";
@@ -80,6 +80,9 @@ pub(crate) struct State {
     pub(crate) through: u64,
     /// Frames below this log number are settled: acknowledged or recorded as lost.
     pub(crate) settled: u64,
+    /// Frames from this log number on are live, those below are backfill.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) split: u64,
     /// `stream@epoch`, the epoch as 16 hex digits.
     pub(crate) lanes: BTreeMap<String, Lane>,
     /// Source -> its last durable position, as hex.
@@ -92,6 +95,14 @@ pub(crate) struct State {
     pub(crate) gap_id: u64,
     /// Stretches of log numbers that were recorded as lost.
     pub(crate) lost: Vec<(u64, u64)>,
+    /// Rows that the server refused and that are kept in files of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) aside: Vec<Aside>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl State {

@@ -1,16 +1,20 @@
 //! The examples of `docs/formats/queue.md`, and what the crash suite does not look at.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use millrace_crypto::sealed_file::open_object;
 use millrace_platform::sim::{SimClock, SimDisk, SimEntropy};
 use millrace_protocol::{
     batch::{FieldColumn, SeriesKey, TableBatch},
+    ids::DeviceId,
     value::{FieldType, FieldValues},
 };
 
 use super::*;
-use crate::crash::Keys;
+use crate::{
+    crash::Keys,
+    gap::{Cause, Gap},
+};
 
 const PAGE: &str = include_str!("../../../docs/formats/queue.md");
 const OWNER: [u8; 16] = [9; 16];
