@@ -37,7 +37,7 @@ struct Need {
     present: fn() -> bool,
 }
 
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 5] = [
     Need {
         why: "linking, and compiling aws-lc and zstd",
         package: "build-essential",
@@ -56,6 +56,15 @@ const NEEDS: [Need; 4] = [
         why: "the client tests",
         package: "python3-venv",
         present: || runs("python3", &["-c", "import venv, ensurepip"]),
+    },
+    Need {
+        why: "the MQTT tests against a real broker",
+        package: "mosquitto",
+        // It is where only root's path looks, and has no argument that only says its version.
+        present: || {
+            let places = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"];
+            places.iter().any(|p| Path::new(p).exists())
+        },
     },
     Need {
         why: "the README's own lines",
