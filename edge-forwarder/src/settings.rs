@@ -5,6 +5,7 @@
 //! source and table.
 
 mod mqtt;
+mod sparkplug;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,6 +27,8 @@ struct RawFile {
     modbus: Vec<RawModbus>,
     #[serde(default)]
     mqtt: Vec<mqtt::RawBroker>,
+    #[serde(default)]
+    sparkplug: Vec<sparkplug::RawHost>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -154,6 +157,10 @@ pub fn sources(text: &str) -> Result<Vec<SourceKind>, Vec<String>> {
         let broker = mqtt::broker(raw, &mut wrong);
         sources.extend(broker.map(|b| SourceKind::Mqtt(Box::new(b))));
     }
+    for raw in raw.sparkplug {
+        let host = sparkplug::host(raw, &mut wrong);
+        sources.extend(host.map(|h| SourceKind::Sparkplug(Box::new(h))));
+    }
     if wrong.is_empty() { Ok(sources) } else { Err(wrong) }
 }
 
@@ -171,7 +178,7 @@ mod tests {
             found.extend(sources(example).unwrap_or_else(|e| panic!("{example}\n{e:#?}")));
         }
         let names: Vec<String> = found.iter().map(SourceKind::name).collect();
-        assert_eq!(names, ["modbus-press", "mqtt-plant"]);
+        assert_eq!(names, ["modbus-press", "mqtt-plant", "sparkplug-cells"]);
         let SourceKind::Modbus(device) = &found[0] else { panic!("a Modbus device") };
         assert_eq!((device.host.as_str(), device.port, device.unit), ("10.0.0.5", 502, 1));
         assert_eq!(device.registers.len(), 2);

@@ -10,6 +10,7 @@ pub mod modbus;
 pub mod mqtt;
 pub mod peer;
 pub mod rate;
+pub mod sparkplug;
 pub mod stdin;
 pub mod tail;
 #[cfg(test)]
@@ -54,6 +55,8 @@ pub enum SourceKind {
     Modbus(Box<modbus::Device>),
     /// Topics of an MQTT broker; only in the configuration file.
     Mqtt(Box<mqtt::Broker>),
+    /// Sparkplug nodes of a broker; only in the configuration file.
+    Sparkplug(Box<sparkplug::Host>),
 }
 
 impl FromStr for SourceKind {
@@ -82,6 +85,7 @@ impl SourceKind {
             Self::Stdin => "stdin".to_owned(),
             Self::Modbus(device) => format!("modbus-{}", device.name),
             Self::Mqtt(broker) => format!("mqtt-{}", broker.name),
+            Self::Sparkplug(host) => format!("sparkplug-{}", host.name),
             Self::Tail(path) => {
                 let whole = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 let file = path.file_name().map(|n| n.to_string_lossy().into_owned());
@@ -286,7 +290,7 @@ impl Sink {
     ) -> Option<Duration> {
         let all = pending.rows;
         if !pending.gaps.is_empty() {
-            let Some(group) = self.first(all, pending.gaps, position) else { return None };
+            let group = self.first(all, pending.gaps, position)?;
             match self.offer(group, false).await {
                 Outcome::Stored | Outcome::Dropped => return None,
                 Outcome::Later => return Some(pending.pause(self)),

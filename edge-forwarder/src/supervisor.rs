@@ -323,6 +323,9 @@ async fn keep_running(kind: SourceKind, sink: Sink, interval: Duration, restarts
                 SourceKind::Mqtt(broker) => {
                     source::mqtt::run(sink, *broker, Arc::new(TcpDialer)).boxed()
                 }
+                SourceKind::Sparkplug(host) => {
+                    source::sparkplug::run(sink, *host, Arc::new(TcpDialer)).boxed()
+                }
                 SourceKind::Tail(path) => {
                     let start = sink.queue.position(&sink.name);
                     source::tail::run(sink, path, start).boxed()

@@ -145,10 +145,15 @@ pub(super) fn broker(raw: RawBroker, wrong: &mut Vec<String>) -> Option<Broker> 
     let version = protocol(&raw.version, &mut wrong);
     let topics: Vec<Topic> =
         raw.topic.into_iter().filter_map(|raw| topic(raw, &mut wrong)).collect();
+    let mut tags = raw.tags;
+    if raw.map.is_empty() {
+        // Without rules topics must not overwrite each other in one series.
+        tags.entry("topic".to_owned()).or_insert_with(|| "{topic}".to_owned());
+    }
     let ground = Ground {
         table: &raw.table,
         field: "{field}",
-        tags: &raw.tags,
+        tags: &tags,
         attributes: &mqtt::ATTRIBUTES,
         pointers: true,
         floats: true,
