@@ -5,6 +5,7 @@
 //! source and table.
 
 mod mqtt;
+mod mtconnect;
 mod sparkplug;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -29,6 +30,8 @@ struct RawFile {
     mqtt: Vec<mqtt::RawBroker>,
     #[serde(default)]
     sparkplug: Vec<sparkplug::RawHost>,
+    #[serde(default)]
+    mtconnect: Vec<mtconnect::RawAgent>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -161,6 +164,10 @@ pub fn sources(text: &str) -> Result<Vec<SourceKind>, Vec<String>> {
         let host = sparkplug::host(raw, &mut wrong);
         sources.extend(host.map(|h| SourceKind::Sparkplug(Box::new(h))));
     }
+    for raw in raw.mtconnect {
+        let agent = mtconnect::agent(raw, &mut wrong);
+        sources.extend(agent.map(|a| SourceKind::MtConnect(Box::new(a))));
+    }
     if wrong.is_empty() { Ok(sources) } else { Err(wrong) }
 }
 
@@ -178,7 +185,7 @@ mod tests {
             found.extend(sources(example).unwrap_or_else(|e| panic!("{example}\n{e:#?}")));
         }
         let names: Vec<String> = found.iter().map(SourceKind::name).collect();
-        assert_eq!(names, ["modbus-press", "mqtt-plant", "sparkplug-cells"]);
+        assert_eq!(names, ["modbus-press", "mqtt-plant", "sparkplug-cells", "mtconnect-mazak"]);
         let SourceKind::Modbus(device) = &found[0] else { panic!("a Modbus device") };
         assert_eq!((device.host.as_str(), device.port, device.unit), ("10.0.0.5", 502, 1));
         assert_eq!(device.registers.len(), 2);

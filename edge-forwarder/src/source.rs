@@ -5,9 +5,11 @@
 //! Invariant: text, position and the gap of its refused lines are one group, so one frame.
 
 pub mod host;
+pub mod http;
 pub mod lines;
 pub mod modbus;
 pub mod mqtt;
+pub mod mtconnect;
 pub mod peer;
 pub mod rate;
 pub mod sparkplug;
@@ -57,6 +59,8 @@ pub enum SourceKind {
     Mqtt(Box<mqtt::Broker>),
     /// Sparkplug nodes of a broker; only in the configuration file.
     Sparkplug(Box<sparkplug::Host>),
+    /// An MTConnect agent; only in the configuration file.
+    MtConnect(Box<mtconnect::Agent>),
 }
 
 impl FromStr for SourceKind {
@@ -85,6 +89,7 @@ impl SourceKind {
             Self::Stdin => "stdin".to_owned(),
             Self::Modbus(device) => format!("modbus-{}", device.name),
             Self::Mqtt(broker) => format!("mqtt-{}", broker.name),
+            Self::MtConnect(agent) => format!("mtconnect-{}", agent.name),
             Self::Sparkplug(host) => format!("sparkplug-{}", host.name),
             Self::Tail(path) => {
                 let whole = std::path::absolute(path).unwrap_or_else(|_| path.clone());

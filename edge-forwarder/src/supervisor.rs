@@ -326,6 +326,9 @@ async fn keep_running(kind: SourceKind, sink: Sink, interval: Duration, restarts
                 SourceKind::Sparkplug(host) => {
                     source::sparkplug::run(sink, *host, Arc::new(TcpDialer)).boxed()
                 }
+                SourceKind::MtConnect(agent) => {
+                    source::mtconnect::run(sink, *agent, Arc::new(TcpDialer)).boxed()
+                }
                 SourceKind::Tail(path) => {
                     let start = sink.queue.position(&sink.name);
                     source::tail::run(sink, path, start).boxed()
