@@ -30,6 +30,10 @@ pub enum Cause {
     Fork,
     /// The queue's state did not read; a new epoch began.
     StateLost,
+    /// A broker or agent began anew and does not have what we had not read yet.
+    SessionLost,
+    /// A source was restarted: what it had before is gone.
+    SourceRestart,
     /// A source that is asked every so often was not, or gave no answer.
     PollMissed,
     /// No gap but the end of one: rows of an earlier `rejected` were queued again.
@@ -47,6 +51,8 @@ impl Cause {
             Self::SourceOverrun => "source_overrun",
             Self::Fork => "fork",
             Self::StateLost => "state_lost",
+            Self::SessionLost => "session_lost",
+            Self::SourceRestart => "source_restart",
             Self::PollMissed => "poll_missed",
             Self::Retried => "retried",
         }

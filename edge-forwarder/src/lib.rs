@@ -12,6 +12,7 @@ mod delivery;
 mod gap;
 mod identity;
 mod intake;
+mod mapping;
 mod planted;
 mod quarantine;
 mod queue;

@@ -4,13 +4,21 @@
 //! word; stops at the first problem. A changed file never discards the queue: streams are named by
 //! source and table.
 
+mod mqtt;
+mod mtconnect;
+mod sparkplug;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use crate::source::{
-    SourceKind,
-    modbus::{Device, map},
+use crate::{
+    mapping::{Ground, Mapping, RawRule},
+    source::{
+        SourceKind,
+        modbus::{self, Device, map},
+        peer::host_port,
+    },
 };
 
 #[derive(Debug, Deserialize)]
@@ -18,6 +26,12 @@ use crate::source::{
 struct RawFile {
     #[serde(default)]
     modbus: Vec<RawModbus>,
+    #[serde(default)]
+    mqtt: Vec<mqtt::RawBroker>,
+    #[serde(default)]
+    sparkplug: Vec<sparkplug::RawHost>,
+    #[serde(default)]
+    mtconnect: Vec<mtconnect::RawAgent>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -37,6 +51,8 @@ struct RawModbus {
     tags: BTreeMap<String, String>,
     #[serde(default)]
     register: Vec<map::Register>,
+    #[serde(default)]
+    map: Vec<RawRule>,
 }
 
 fn unit() -> u8 {
@@ -50,43 +66,75 @@ fn second() -> u64 {
 /// Where Modbus TCP listens by its standard.
 const MODBUS_PORT: u16 = 502;
 
-fn host_port(address: &str, port: u16) -> Option<(String, u16)> {
-    let (host, port) = match address.rsplit_once(':') {
-        // An IPv6 address without brackets has no port.
-        Some((host, _)) if host.contains(':') && !host.starts_with('[') => (address, port),
-        Some((host, port)) => (host, port.parse().ok()?),
-        None => (address, port),
-    };
-    let host = host.trim_matches(['[', ']']);
-    (!host.is_empty() && port > 0).then(|| (host.to_owned(), port))
+/// What is wrong with one source, each problem with the source's name.
+#[derive(Debug)]
+struct Wrong<'a> {
+    source: String,
+    all: &'a mut Vec<String>,
+    before: usize,
 }
 
-fn modbus(raw: RawModbus, wrong: &mut Vec<String>) -> Option<Device> {
-    let before = wrong.len();
-    let mut say = |what: String| wrong.push(format!("modbus `{}`: {what}", raw.name));
-    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    if raw.name.is_empty() || raw.name.len() > 40 || !raw.name.chars().all(fine) {
-        say("name: use 1 to 40 letters, digits, - and _".to_owned());
+impl<'a> Wrong<'a> {
+    fn of(kind: &str, name: &str, all: &'a mut Vec<String>) -> Self {
+        let before = all.len();
+        let mut wrong = Self { source: format!("{kind} `{name}`"), all, before };
+        let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if name.is_empty() || name.len() > 40 || !name.chars().all(fine) {
+            wrong.say("name: use 1 to 40 letters, digits, - and _");
+        }
+        wrong
     }
-    if raw.table.is_empty() || raw.table.len() > 128 {
-        say("table: use 1 to 128 bytes".to_owned());
+
+    fn say(&mut self, what: impl std::fmt::Display) {
+        self.all.push(format!("{}: {what}", self.source));
     }
-    for (what, value, most) in
-        [("interval_ms", raw.interval_ms, 3_600_000), ("timeout_ms", raw.timeout_ms, 60_000)]
-    {
-        if !(50..=most).contains(&value) {
-            say(format!("{what}: use 50 to {most}, not {value}"));
+
+    /// A value, or nothing and its problem.
+    fn take<T, E: std::fmt::Display>(&mut self, what: Result<T, E>) -> Option<T> {
+        what.map_err(|e| self.say(e)).ok()
+    }
+
+    fn take_all<T>(&mut self, what: Result<T, Vec<String>>) -> Option<T> {
+        what.map_err(|all| all.into_iter().for_each(|e| self.say(e))).ok()
+    }
+
+    fn range(&mut self, what: &str, value: u64, least: u64, most: u64) {
+        if !(least..=most).contains(&value) {
+            self.say(format_args!("{what}: use {least} to {most}, not {value}"));
         }
     }
-    if raw.tags.keys().any(String::is_empty) {
-        say("tags: a tag has no name".to_owned());
+
+    fn table(&mut self, table: &str) {
+        if table.is_empty() || table.len() > 128 || table.starts_with('_') {
+            self.say("table: use 1 to 128 bytes, the first no _");
+        }
     }
+
+    fn none(&self) -> bool {
+        self.all.len() == self.before
+    }
+}
+
+fn modbus_device(raw: RawModbus, wrong: &mut Vec<String>) -> Option<Device> {
+    let mut wrong = Wrong::of("modbus", &raw.name, wrong);
+    wrong.table(&raw.table);
+    wrong.range("interval_ms", raw.interval_ms, 50, 3_600_000);
+    wrong.range("timeout_ms", raw.timeout_ms, 50, 60_000);
     let place = host_port(&raw.address, MODBUS_PORT);
     if place.is_none() {
-        say(format!("address: `{}` is no host or host:port", raw.address));
+        wrong.say(format_args!("address: `{}` is no host or host:port", raw.address));
     }
-    map::problems(&raw.register).into_iter().for_each(&mut say);
-    let (host, port) = place.filter(|_| wrong.len() == before)?;
+    map::problems(&raw.register).iter().for_each(|what| wrong.say(what));
+    let ground = Ground {
+        table: &raw.table,
+        field: "{field}",
+        tags: &raw.tags,
+        attributes: &modbus::ATTRIBUTES,
+        pointers: false,
+        floats: false,
+    };
+    let mapping = wrong.take_all(Mapping::resolve(&raw.map, &ground));
+    let (host, port) = place.filter(|_| wrong.none())?;
     Some(Device {
         name: raw.name,
         host,
@@ -94,9 +142,8 @@ fn modbus(raw: RawModbus, wrong: &mut Vec<String>) -> Option<Device> {
         unit: raw.unit,
         interval: Duration::from_millis(raw.interval_ms),
         timeout: Duration::from_millis(raw.timeout_ms),
-        table: raw.table,
-        tags: raw.tags,
         registers: raw.register,
+        mapping: mapping?,
     })
 }
 
@@ -104,8 +151,23 @@ fn modbus(raw: RawModbus, wrong: &mut Vec<String>) -> Option<Device> {
 pub fn sources(text: &str) -> Result<Vec<SourceKind>, Vec<String>> {
     let raw: RawFile = toml::from_str(text).map_err(|e| vec![e.to_string()])?;
     let mut wrong = Vec::new();
-    let devices = raw.modbus.into_iter().filter_map(|raw| modbus(raw, &mut wrong));
-    let sources = devices.map(|d| SourceKind::Modbus(Box::new(d))).collect();
+    let mut sources = Vec::new();
+    for raw in raw.modbus {
+        let device = modbus_device(raw, &mut wrong);
+        sources.extend(device.map(|d| SourceKind::Modbus(Box::new(d))));
+    }
+    for raw in raw.mqtt {
+        let broker = mqtt::broker(raw, &mut wrong);
+        sources.extend(broker.map(|b| SourceKind::Mqtt(Box::new(b))));
+    }
+    for raw in raw.sparkplug {
+        let host = sparkplug::host(raw, &mut wrong);
+        sources.extend(host.map(|h| SourceKind::Sparkplug(Box::new(h))));
+    }
+    for raw in raw.mtconnect {
+        let agent = mtconnect::agent(raw, &mut wrong);
+        sources.extend(agent.map(|a| SourceKind::MtConnect(Box::new(a))));
+    }
     if wrong.is_empty() { Ok(sources) } else { Err(wrong) }
 }
 
@@ -116,12 +178,14 @@ mod tests {
     const PAGE: &str = include_str!("../../docs/edge.md");
 
     #[test]
-    fn the_example_of_the_page_is_a_valid_file() {
-        let from = PAGE.find("```toml\n").unwrap() + 8;
-        let example = &PAGE[from..];
-        let example = &example[..example.find("```").unwrap()];
-        let found = sources(example).unwrap();
-        assert_eq!(found.iter().map(SourceKind::name).collect::<Vec<_>>(), ["modbus-press"]);
+    fn every_example_of_the_page_is_a_valid_file() {
+        let mut found = Vec::new();
+        for example in PAGE.split("```toml\n").skip(1) {
+            let example = &example[..example.find("```").unwrap()];
+            found.extend(sources(example).unwrap_or_else(|e| panic!("{example}\n{e:#?}")));
+        }
+        let names: Vec<String> = found.iter().map(SourceKind::name).collect();
+        assert_eq!(names, ["modbus-press", "mqtt-plant", "sparkplug-cells", "mtconnect-mazak"]);
         let SourceKind::Modbus(device) = &found[0] else { panic!("a Modbus device") };
         assert_eq!((device.host.as_str(), device.port, device.unit), ("10.0.0.5", 502, 1));
         assert_eq!(device.registers.len(), 2);
@@ -135,19 +199,5 @@ mod tests {
             assert!(said.contains(expected), "{expected} is not in {said}");
         }
         assert!(sources("[[modbus]]\nsurprise = 1\n").unwrap_err()[0].contains("surprise"));
-    }
-
-    #[test]
-    fn an_address_is_a_host_with_or_without_a_port() {
-        let check = |text: &str, expected: Option<(&str, u16)>| {
-            let found = host_port(text, 502);
-            assert_eq!(found.as_ref().map(|(h, p)| (h.as_str(), *p)), expected, "{text}");
-        };
-        check("10.0.0.5", Some(("10.0.0.5", 502)));
-        check("plc.local:1502", Some(("plc.local", 1502)));
-        check("[fe80::1]:1502", Some(("fe80::1", 1502)));
-        check("fe80::1", Some(("fe80::1", 502)));
-        check("plc:0", None);
-        check("plc:x", None);
     }
 }

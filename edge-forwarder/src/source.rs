@@ -5,10 +5,18 @@
 //! Invariant: text, position and the gap of its refused lines are one group, so one frame.
 
 pub mod host;
+pub mod http;
 pub mod lines;
 pub mod modbus;
+pub mod mqtt;
+pub mod mtconnect;
+pub mod peer;
+pub mod rate;
+pub mod sparkplug;
 pub mod stdin;
 pub mod tail;
+#[cfg(test)]
+mod testing;
 
 use std::{hash::BuildHasher, str::FromStr, sync::Arc, time::Duration};
 
@@ -19,6 +27,7 @@ use millrace_platform::{
 };
 use millrace_protocol::{
     batch::RowLimits,
+    ids::DeviceId,
     line::{self, LineOptions, Precision},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -46,6 +55,12 @@ pub enum SourceKind {
     Tail(std::path::PathBuf),
     /// A Modbus device; only in the configuration file.
     Modbus(Box<modbus::Device>),
+    /// Topics of an MQTT broker; only in the configuration file.
+    Mqtt(Box<mqtt::Broker>),
+    /// Sparkplug nodes of a broker; only in the configuration file.
+    Sparkplug(Box<sparkplug::Host>),
+    /// An MTConnect agent; only in the configuration file.
+    MtConnect(Box<mtconnect::Agent>),
 }
 
 impl FromStr for SourceKind {
@@ -73,6 +88,9 @@ impl SourceKind {
             Self::HostMetrics => "host".to_owned(),
             Self::Stdin => "stdin".to_owned(),
             Self::Modbus(device) => format!("modbus-{}", device.name),
+            Self::Mqtt(broker) => format!("mqtt-{}", broker.name),
+            Self::MtConnect(agent) => format!("mtconnect-{}", agent.name),
+            Self::Sparkplug(host) => format!("sparkplug-{}", host.name),
             Self::Tail(path) => {
                 let whole = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 let file = path.file_name().map(|n| n.to_string_lossy().into_owned());
@@ -112,6 +130,8 @@ pub fn stream_name(source: &str, table: &str) -> String {
 pub struct Sink {
     /// The source's name.
     pub name: String,
+    /// This device.
+    pub device: DeviceId,
     /// The queue's thread.
     pub offers: mpsc::Sender<Offer>,
     /// The queue, for gaps.
@@ -127,6 +147,26 @@ pub struct Sink {
 /// Where a source is after the first so many bytes of a text.
 pub type Position<'a> = &'a (dyn Fn(usize) -> Option<Vec<u8>> + Send + Sync);
 
+/// Rows and gaps on their way into the queue.
+#[derive(Debug)]
+pub struct Pending<'a> {
+    rows: &'a [String],
+    gaps: &'a [Gap],
+    done: usize,
+    backoff: Backoff,
+}
+
+impl<'a> Pending<'a> {
+    /// Nothing of it is stored yet.
+    pub fn new(sink: &Sink, rows: &'a [String], gaps: &'a [Gap]) -> Self {
+        Self { rows, gaps, done: 0, backoff: sink.backoff() }
+    }
+
+    fn pause(&mut self, sink: &Sink) -> Duration {
+        self.backoff.pause(sink.entropy.as_ref())
+    }
+}
+
 impl Sink {
     /// Pauses between offers of the same rows.
     pub fn backoff(&self) -> Backoff {
@@ -134,13 +174,17 @@ impl Sink {
     }
 
     fn gap_part(&self, cause: Cause, rows: u64, detail: &str) -> Option<Incoming> {
-        let mut gap = Gap::new(&self.name, cause, self.clock.now_ns(), rows, detail);
+        self.part(Gap::new(&self.name, cause, self.clock.now_ns(), rows, detail))
+    }
+
+    /// A gap of this source with an id of its own, as a part of a group.
+    fn part(&self, mut gap: Gap) -> Option<Incoming> {
         gap.id = random_u64(self.entropy.as_ref());
         gap::group(&[gap])?.parts.pop()
     }
 
-    /// One text as one group; `None` if it holds nothing.
-    fn group(&self, text: &[u8], position: Option<Vec<u8>>) -> Option<Group> {
+    /// One text and gaps as one group; `None` if it holds nothing.
+    fn group(&self, text: &[u8], gaps: &[Gap], position: Option<Vec<u8>>) -> Option<Group> {
         let options = LineOptions {
             precision: Precision::Nanosecond,
             default_time_ns: self.clock.now_ns(),
@@ -150,7 +194,8 @@ impl Sink {
             refusals_max: 3,
         };
         let parsed = line::parse(text, &options);
-        let mut parts = Vec::new();
+        let mut parts: Vec<Incoming> =
+            gaps.iter().filter_map(|gap| self.part(gap.clone())).collect();
         if parsed.refused > 0 {
             let first = parsed.refusals.first();
             let detail =
@@ -176,23 +221,29 @@ impl Sink {
         answer.await.unwrap_or(Outcome::Later)
     }
 
-    /// Parses whole lines and makes them durable. Returns how many bytes are dealt with: stored,
-    /// or recorded as a gap. The rest must be offered again.
-    pub async fn lines(&self, text: &[u8], position: Position<'_>, droppable: bool) -> usize {
+    /// Makes a text durable, in pieces if it must be. `middle` says where a piece may be cut.
+    /// Returns how many bytes are dealt with.
+    async fn pieces(
+        &self,
+        text: &[u8],
+        middle: &(dyn Fn(usize, usize) -> Option<usize> + Send + Sync),
+        position: Position<'_>,
+        droppable: bool,
+    ) -> usize {
         let mut done = 0;
         // Ends of the pieces that are still to be offered, the nearest last.
         let mut ends = vec![text.len()];
         while let Some(end) = ends.pop() {
             let piece = text.get(done..end).unwrap_or_default();
-            let Some(group) = self.group(piece, position(end)) else {
+            let Some(group) = self.group(piece, &[], position(end)) else {
                 done = end;
                 continue;
             };
             match self.offer(group, droppable).await {
                 Outcome::Stored | Outcome::Dropped => done = end,
                 Outcome::Later => return done,
-                Outcome::Refused(why) => match lines::middle(piece) {
-                    Some(middle) => ends.extend([end, done + middle]),
+                Outcome::Refused(why) => match middle(done, end) {
+                    Some(middle) => ends.extend([end, middle]),
                     None => {
                         let now = self.clock.now_ns();
                         self.queue.note(Gap::new(&self.name, Cause::Rejected, now, 1, &why));
@@ -202,6 +253,82 @@ impl Sink {
             }
         }
         done
+    }
+
+    /// Parses whole lines and makes them durable. Returns how many bytes are dealt with: stored,
+    /// or recorded as a gap. The rest must be offered again.
+    pub async fn lines(&self, text: &[u8], position: Position<'_>, droppable: bool) -> usize {
+        let middle = |from: usize, to: usize| {
+            lines::middle(text.get(from..to).unwrap_or_default()).map(|at| from + at)
+        };
+        self.pieces(text, &middle, position, droppable).await
+    }
+
+    /// Makes rows durable, each one text of line protocol with its line feed; a text value in it
+    /// may hold line feeds. `position` is asked with a number of rows. Returns how many rows are
+    /// dealt with.
+    pub async fn rows(&self, rows: &[String], position: Position<'_>, droppable: bool) -> usize {
+        let mut ends = Vec::with_capacity(rows.len());
+        let mut text = Vec::new();
+        for row in rows {
+            text.extend_from_slice(row.as_bytes());
+            ends.push(text.len());
+        }
+        // Rows that end at or before a byte.
+        let count = |byte: usize| ends.partition_point(|end| *end <= byte);
+        let middle = |from: usize, to: usize| {
+            let (first, last) = (count(from), count(to));
+            let at = first + (last - first) / 2;
+            if at == first { None } else { ends.get(at - 1).copied() }
+        };
+        let position = |byte: usize| position(count(byte));
+        count(self.pieces(&text, &middle, &position, droppable).await)
+    }
+
+    /// One attempt to make gaps durable, and rows with them; `None` when all of it is, else how
+    /// long to wait before the next. The first group that is stored holds the gaps; positions move
+    /// as [`Self::rows`] says.
+    pub async fn attempt(
+        &self,
+        pending: &mut Pending<'_>,
+        position: Position<'_>,
+    ) -> Option<Duration> {
+        let all = pending.rows;
+        if !pending.gaps.is_empty() {
+            let group = self.first(all, pending.gaps, position)?;
+            match self.offer(group, false).await {
+                Outcome::Stored | Outcome::Dropped => return None,
+                Outcome::Later => return Some(pending.pause(self)),
+                // Too large as one: the gaps go first, with the place where the rows begin.
+                Outcome::Refused(_) => {
+                    let group = self.group(&[], pending.gaps, position(0))?;
+                    if self.offer(group, false).await == Outcome::Later {
+                        return Some(pending.pause(self));
+                    }
+                    pending.gaps = &[];
+                }
+            }
+        }
+        let done = pending.done;
+        let left = all.get(done..).unwrap_or_default();
+        let stored = self.rows(left, &|n| position(done + n), false).await;
+        pending.done += stored;
+        if stored > 0 {
+            pending.backoff.reset();
+        }
+        (pending.done < all.len()).then(|| pending.pause(self))
+    }
+
+    /// Makes gaps and rows durable, and waits for room as long as it takes.
+    pub async fn store(&self, rows: &[String], gaps: &[Gap], position: Position<'_>) {
+        let mut pending = Pending::new(self, rows, gaps);
+        while let Some(pause) = self.attempt(&mut pending, position).await {
+            self.clock.sleep(pause).await;
+        }
+    }
+
+    fn first(&self, rows: &[String], gaps: &[Gap], position: Position<'_>) -> Option<Group> {
+        self.group(rows.concat().as_bytes(), gaps, position(rows.len()))
     }
 
     /// Records a gap of this source together with its new position; tries until it is durable.

@@ -226,6 +226,7 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
     for kind in plan.sources.clone() {
         let sink = Sink {
             name: kind.name(),
+            device: identity.device,
             offers: offers.clone(),
             queue: Arc::clone(&queue),
             clock: Arc::clone(&clock),
@@ -318,6 +319,15 @@ async fn keep_running(kind: SourceKind, sink: Sink, interval: Duration, restarts
                 SourceKind::Stdin => source::stdin::run(sink).boxed(),
                 SourceKind::Modbus(device) => {
                     source::modbus::run(sink, *device, Arc::new(TcpDialer)).boxed()
+                }
+                SourceKind::Mqtt(broker) => {
+                    source::mqtt::run(sink, *broker, Arc::new(TcpDialer)).boxed()
+                }
+                SourceKind::Sparkplug(host) => {
+                    source::sparkplug::run(sink, *host, Arc::new(TcpDialer)).boxed()
+                }
+                SourceKind::MtConnect(agent) => {
+                    source::mtconnect::run(sink, *agent, Arc::new(TcpDialer)).boxed()
                 }
                 SourceKind::Tail(path) => {
                     let start = sink.queue.position(&sink.name);

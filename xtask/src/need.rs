@@ -37,7 +37,7 @@ struct Need {
     present: fn() -> bool,
 }
 
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 6] = [
     Need {
         why: "linking, and compiling aws-lc and zstd",
         package: "build-essential",
@@ -56,6 +56,20 @@ const NEEDS: [Need; 4] = [
         why: "the client tests",
         package: "python3-venv",
         present: || runs("python3", &["-c", "import venv, ensurepip"]),
+    },
+    Need {
+        why: "the MQTT tests against a real broker",
+        package: "mosquitto",
+        // It is where only root's path looks, and has no argument that only says its version.
+        present: || {
+            let places = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"];
+            places.iter().any(|p| Path::new(p).exists())
+        },
+    },
+    Need {
+        why: "the Sparkplug test against a node of npm",
+        package: "npm",
+        present: || runs("npm", &["--version"]) && runs("node", &["--version"]),
     },
     Need {
         why: "the README's own lines",
@@ -167,6 +181,28 @@ pub(crate) fn python() -> Result<PathBuf, Problem> {
     must("pip install", &mut pip)?;
     fs::write(&stamp, pinned)?;
     Ok(python)
+}
+
+/// The npm package that plays a Sparkplug node, of an exact version, under the target folder,
+/// where its test looks for it.
+pub(crate) fn npm() -> Outcome {
+    const PACKAGE: &str = "sparkplug-client@3.2.4";
+    let home = target().join("npm");
+    let stamp = home.join("millrace-package.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|s| s == PACKAGE) {
+        return Ok(());
+    }
+    println!("installing {PACKAGE} into {}", home.display());
+    fs::create_dir_all(&home)?;
+    let mut npm = Command::new("npm");
+    // No scripts of packages are run.
+    npm.args(["install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", "--prefix"]);
+    let status = npm.arg(&home).arg(PACKAGE).stdin(Stdio::null()).status()?;
+    if !status.success() {
+        return Err(Problem(format!("npm install {PACKAGE} failed")));
+    }
+    fs::write(&stamp, PACKAGE)?;
+    Ok(())
 }
 
 /// A cargo tool of an exact version: from the tools folder, else from the path, else installed.

@@ -48,7 +48,7 @@ fn nextest() -> bool {
 
 /// README's second command.
 pub(crate) fn test(args: &TestArgs) -> Outcome {
-    let mut report = Report::new("test", 6);
+    let mut report = Report::new("test", 7);
     let ready = report.step("what the suites need from this machine", need::packages);
     if !ready && !args.allow_missing {
         return report.close();
@@ -58,6 +58,7 @@ pub(crate) fn test(args: &TestArgs) -> Outcome {
         python = Some(need::python()?);
         Ok(())
     });
+    report.step("a Sparkplug node under the target folder", need::npm);
     let built = report.process("build", &mut cargo(&["build", "--workspace", "--all-targets"]));
     if !built {
         return report.close();

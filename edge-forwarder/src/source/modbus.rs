@@ -8,7 +8,7 @@
 pub mod map;
 
 use std::{
-    collections::BTreeMap,
+    borrow::Cow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -26,7 +26,13 @@ use tokio_modbus::{
 };
 
 use super::Sink;
-use crate::gap::{Cause, Gap};
+use crate::{
+    gap::{Cause, Gap},
+    mapping::{
+        Item, Mapping,
+        row::{Rows, Units},
+    },
+};
 use map::{Area, Image, Read, Register};
 
 /// Missed polls become a gap this often while a device does not answer.
@@ -47,13 +53,14 @@ pub struct Device {
     pub interval: Duration,
     /// How long one request may take.
     pub timeout: Duration,
-    /// The table.
-    pub table: String,
-    /// Tags of every row.
-    pub tags: BTreeMap<String, String>,
     /// What to read.
     pub registers: Vec<Register>,
+    /// Where it goes.
+    pub mapping: Mapping,
 }
+
+/// What rules of Modbus devices may name beside captures.
+pub const ATTRIBUTES: [&str; 3] = ["field", "area", "address"];
 
 /// A dialled stream, with the name that the client wants of it.
 struct Link(Box<dyn Stream>);
@@ -167,26 +174,54 @@ struct Poller {
     dialer: Arc<dyn Dialer>,
     clock: Arc<dyn Clock>,
     reads: Vec<Read>,
-    head: String,
+    units: Units,
     open: Option<tokio_modbus::client::Context>,
 }
 
 impl Poller {
     fn new(device: Device, dialer: Arc<dyn Dialer>, clock: Arc<dyn Clock>) -> Self {
-        let mut head = map::escaped(&device.table);
-        for (name, value) in device.tags.iter().filter(|(_, value)| !value.is_empty()) {
-            head.push_str(&format!(",{}={}", map::escaped(name), map::escaped(value)));
-        }
         let reads = map::plan(&device.registers);
-        Self { device, dialer, clock, reads, head, open: None }
+        Self { device, dialer, clock, reads, units: Units::default(), open: None }
     }
 
     fn patience(&self) -> Patience {
         Patience { clock: Arc::clone(&self.clock), timeout: self.device.timeout }
     }
 
-    /// Reads everything once. The row, and what was not read.
-    async fn poll(&mut self) -> (Option<String>, Option<String>) {
+    /// What was read, as rows, new units first; and what no rule could take.
+    fn rows(&mut self, image: &Image, now: i64) -> (Vec<String>, Option<String>) {
+        let (mut rows, mut lines, mut wrong) = (Rows::default(), Vec::new(), None);
+        for r in &self.device.registers {
+            let Some(value) = image.value(r) else { continue };
+            let address = r.address.to_string();
+            let attribute = |name: &str| match name {
+                "field" => Some(Cow::Borrowed(r.field.as_str())),
+                "area" => Some(Cow::Borrowed(r.area.name())),
+                "address" => Some(Cow::Owned(address.clone())),
+                _ => None,
+            };
+            let unit = r.unit.as_deref();
+            match self.device.mapping.apply(Item {
+                path: &r.field,
+                value,
+                unit,
+                attribute: &attribute,
+            }) {
+                Ok(Some(mapped)) => {
+                    let unit = mapped.unit.clone().unwrap_or_default();
+                    lines.extend(self.units.row(&mapped.table, &mapped.field, &unit, now));
+                    rows.add(mapped, now);
+                }
+                Ok(None) => {}
+                Err(fault) => wrong = Some(fault.to_string()),
+            }
+        }
+        lines.extend(rows.into_lines());
+        (lines, wrong)
+    }
+
+    /// Reads everything once. The rows, and what was not read.
+    async fn poll(&mut self) -> (Vec<String>, Option<String>) {
         let patience = self.patience();
         let mut device = match self.open.take() {
             Some(device) => device,
@@ -194,8 +229,8 @@ impl Poller {
                 let dial = self.dialer.dial(&self.device.host, self.device.port);
                 match patience.within(dial).await {
                     Ok(Ok(stream)) => attach_slave(Link(stream), Slave(self.device.unit)),
-                    Ok(Err(e)) => return (None, Some(e.to_string())),
-                    Err(why) => return (None, Some(why)),
+                    Ok(Err(e)) => return (Vec::new(), Some(e.to_string())),
+                    Err(why) => return (Vec::new(), Some(why)),
                 }
             }
         };
@@ -206,47 +241,32 @@ impl Poller {
                 Ok(Err(exception)) => wrong = Some(exception),
                 // An answer that comes late would be taken for that of the next request, so the
                 // connection goes, and with it this poll.
-                Err(why) => return (None, Some(why)),
+                Err(why) => return (Vec::new(), Some(why)),
             }
         }
         self.open = Some(device);
         let now = self.clock.now_ns();
-        let row = map::row(&self.head, &self.device.registers, &image, now);
+        let (rows, fault) = self.rows(&image, now);
         let nothing = || "the device gave no number".to_owned();
-        let wrong = wrong.or_else(|| row.is_none().then(nothing));
-        (row, wrong)
+        let wrong = wrong.or(fault).or_else(|| rows.is_empty().then(nothing));
+        (rows, wrong)
     }
-}
-
-/// One row per unit that is configured, so that who reads the table finds them.
-fn units(device: &Device, now_ns: i64) -> String {
-    let with = device.registers.iter().filter_map(|r| Some((r, r.unit.as_deref()?)));
-    with.map(|(r, unit)| {
-        let text = unit.replace(['"', '\\', '\n', '\r'], "_");
-        let (table, field) = (map::escaped(&device.table), map::escaped(&r.field));
-        format!("edge_units,field={field},table={table} unit=\"{text}\" {now_ns}\n")
-    })
-    .collect()
 }
 
 /// Polls for ever.
 pub async fn run(sink: Sink, device: Device, dialer: Arc<dyn Dialer>) {
     let interval = device.interval;
-    let described = units(&device, sink.clock.now_ns());
-    sink.lines(described.as_bytes(), &|_| None, true).await;
     let mut poller = Poller::new(device, dialer, Arc::clone(&sink.clock));
     let mut missed = Missed::default();
     let mut due = sink.clock.monotonic();
     loop {
-        let (row, wrong) = poller.poll().await;
-        if let Some(row) = &row
-            && sink.lines(row.as_bytes(), &|_| None, true).await < row.len()
-        {
+        let (rows, wrong) = poller.poll().await;
+        if sink.rows(&rows, &|_| None, true).await < rows.len() {
             missed.add(1, &sink, "the queue's thread does not answer".to_owned());
         }
         match wrong {
             // A row with holes is a row; its holes are named without a count.
-            Some(why) => missed.add(u64::from(row.is_none()), &sink, why),
+            Some(why) => missed.add(u64::from(rows.is_empty()), &sink, why),
             None => missed.tell(&sink, true),
         }
         due += interval;

@@ -1,12 +1,15 @@
 //! From registers to fields: what to read at once, and what the words mean.
 //!
-//! Owns: the mapping as it stands in the configuration, its check, batching, decoding, scaling.
+//! Owns: registers as they stand in the configuration, their check, batching, decoding, scaling.
+//! Where a value goes is the mapping language's.
 //! Never: reads an address that nobody asked for, because devices answer those with an exception;
 //! makes a number of what is none (NaN is left out).
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+
+use crate::mapping::value::Value;
 
 /// Words and bits that one request may read, by the protocol.
 const WORDS_MAX: u16 = 125;
@@ -34,7 +37,8 @@ impl Area {
         matches!(self, Self::Coil | Self::Discrete)
     }
 
-    fn name(self) -> &'static str {
+    /// As the configuration says it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Holding => "holding",
             Self::Input => "input",
@@ -98,7 +102,7 @@ fn one() -> f64 {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Register {
-    /// The field.
+    /// The field, and the item's path for rules.
     pub field: String,
     /// Where.
     pub area: Area,
@@ -211,69 +215,35 @@ impl Image {
         Some(words.into_iter().fold(0, |bits, word| bits << 16 | u64::from(word)))
     }
 
-    /// The value as line protocol writes it; `None` if it was not read or is no number.
-    pub fn value(&self, r: &Register) -> Option<String> {
+    /// The value, scaled; `None` if it was not read or is no number.
+    pub fn value(&self, r: &Register) -> Option<Value<'static>> {
+        let value = self.plain(r)?;
+        if r.kind == Kind::Bool || (r.scale == 1.0 && r.offset == 0.0) {
+            return Some(value);
+        }
+        match value.scaled(r.scale, r.offset) {
+            Ok(Value::F64(v)) if v.is_finite() => Some(Value::F64(v)),
+            _ => None,
+        }
+    }
+
+    fn plain(&self, r: &Register) -> Option<Value<'static>> {
         let bits = self.bits(r)?;
-        let plain = r.scale == 1.0 && r.offset == 0.0;
-        let float = |value: f64| {
-            let value = if plain { value } else { value * r.scale + r.offset };
-            value.is_finite().then(|| format!("{value}"))
-        };
         // The low bits are the value; `as` takes exactly them.
         #[expect(clippy::cast_possible_truncation, reason = "the value is the low bits")]
         #[expect(clippy::cast_possible_wrap, reason = "two's complement is what the wire says")]
         let (low16, low32, all) = (bits as u16 as i16, bits as u32 as i32, bits as i64);
-        let signed = |value: i64| {
-            #[expect(clippy::cast_precision_loss, reason = "a scaled value is a float")]
-            if plain { Some(format!("{value}i")) } else { float(value as f64) }
-        };
+        let float = |value: f64| value.is_finite().then_some(Value::F64(value));
         match r.kind {
-            Kind::Bool => Some(if bits == 1 { "true" } else { "false" }.to_owned()),
-            Kind::I16 => signed(i64::from(low16)),
-            Kind::I32 => signed(i64::from(low32)),
-            Kind::I64 => signed(all),
-            #[expect(clippy::cast_precision_loss, reason = "a scaled value is a float")]
-            Kind::U16 | Kind::U32 | Kind::U64 => {
-                if plain {
-                    Some(format!("{bits}u"))
-                } else {
-                    float(bits as f64)
-                }
-            }
+            Kind::Bool => Some(Value::Bool(bits == 1)),
+            Kind::I16 => Some(Value::I64(i64::from(low16))),
+            Kind::I32 => Some(Value::I64(i64::from(low32))),
+            Kind::I64 => Some(Value::I64(all)),
+            Kind::U16 | Kind::U32 | Kind::U64 => Some(Value::U64(bits)),
             Kind::F32 => float(f64::from(f32::from_bits(low32.cast_unsigned()))),
             Kind::F64 => float(f64::from_bits(bits)),
         }
     }
-}
-
-/// A name or tag value as line protocol writes it.
-pub fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if matches!(c, ',' | '=' | ' ') {
-            out.push('\\');
-        }
-        // A backslash before one of these would escape it; no name needs one.
-        out.push(if c == '\\' || c.is_control() { '_' } else { c });
-    }
-    out
-}
-
-/// One row of line protocol; `None` if no field has a value.
-pub fn row(head: &str, registers: &[Register], image: &Image, time_ns: i64) -> Option<String> {
-    let mut out = head.to_owned();
-    let mut separator = ' ';
-    for r in registers {
-        if let Some(value) = image.value(r) {
-            out.push(separator);
-            out.push_str(&escaped(&r.field));
-            out.push('=');
-            out.push_str(&value);
-            separator = ',';
-        }
-    }
-    out.push_str(&format!(" {time_ns}\n"));
-    (separator == ',').then_some(out)
 }
 
 #[cfg(test)]
@@ -302,7 +272,7 @@ mod tests {
 
     #[test]
     fn words_become_values_of_every_kind_in_both_orders() {
-        let check = |kind, words: &[u16], expected: Option<&str>| {
+        let check = |kind, words: &[u16], expected: Option<Value<'static>>| {
             let mut r = register("v", 10, kind);
             let read = Read { area: r.area, address: 10, count: 4 };
             for order in [Words::Big, Words::Little] {
@@ -313,32 +283,32 @@ mod tests {
                 }
                 let mut image = Image::default();
                 image.put(&read, words);
-                assert_eq!(image.value(&r).as_deref(), expected, "{kind:?} {order:?}");
+                assert_eq!(image.value(&r), expected, "{kind:?} {order:?}");
             }
         };
-        check(Kind::Bool, &[1], Some("true"));
-        check(Kind::U16, &[0xffff], Some("65535u"));
-        check(Kind::I16, &[0xffff], Some("-1i"));
-        check(Kind::U32, &[1, 2], Some("65538u"));
-        check(Kind::I32, &[0xffff, 0xfffe], Some("-2i"));
-        check(Kind::F32, &[0x4148, 0], Some("12.5"));
+        check(Kind::Bool, &[1], Some(Value::Bool(true)));
+        check(Kind::U16, &[0xffff], Some(Value::U64(65_535)));
+        check(Kind::I16, &[0xffff], Some(Value::I64(-1)));
+        check(Kind::U32, &[1, 2], Some(Value::U64(65_538)));
+        check(Kind::I32, &[0xffff, 0xfffe], Some(Value::I64(-2)));
+        check(Kind::F32, &[0x4148, 0], Some(Value::F64(12.5)));
         check(Kind::F32, &[0x7fc0, 0], None);
-        check(Kind::U64, &[0xffff; 4], Some("18446744073709551615u"));
-        check(Kind::I64, &[0xffff; 4], Some("-1i"));
-        check(Kind::F64, &[0xbff8, 0, 0, 0], Some("-1.5"));
+        check(Kind::U64, &[0xffff; 4], Some(Value::U64(u64::MAX)));
+        check(Kind::I64, &[0xffff; 4], Some(Value::I64(-1)));
+        check(Kind::F64, &[0xbff8, 0, 0, 0], Some(Value::F64(-1.5)));
         check(Kind::U32, &[1], None);
     }
 
     #[test]
-    fn a_scaled_value_is_a_float_and_a_row_holds_what_was_read() {
+    fn a_scaled_value_is_a_float_and_what_was_not_read_is_none() {
         let mut temperature = register("te mp", 0, Kind::I16);
         (temperature.scale, temperature.offset) = (0.1, -40.0);
-        let registers = [temperature, register("gone", 5, Kind::U16)];
         let mut image = Image::default();
         image.put(&Read { area: Area::Holding, address: 0, count: 1 }, [655]);
-        let row = row("press,line=1", &registers, &image, 9).unwrap();
-        assert_eq!(row, "press,line=1 te\\ mp=25.5 9\n");
-        assert_eq!(super::row("press", &registers, &Image::default(), 9), None);
+        assert_eq!(image.value(&temperature), Some(Value::F64(25.5)));
+        assert_eq!(image.value(&register("gone", 5, Kind::U16)), None);
+        temperature.scale = f64::MAX;
+        assert_eq!(image.value(&temperature), None, "no infinity");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Against a Modbus server of the same protocol library, over a real socket.
 
-use std::{future, net::SocketAddr, path::Path, sync::Mutex};
+use std::{collections::BTreeMap, future, net::SocketAddr, path::Path, sync::Mutex};
 
 use millrace_platform::{
     entropy::{Entropy, OsEntropy},
@@ -15,6 +15,7 @@ use super::*;
 use crate::{
     crash::Keys,
     intake::{Offer, Outcome},
+    mapping::{Ground as MapGround, RawRule},
     queue::{Ground, Group, Queue, Sizes},
 };
 
@@ -71,6 +72,24 @@ fn register(field: &str, area: Area, address: u16, kind: map::Kind) -> Register 
     Register { field: field.into(), area, address, kind, words, scale: 1.0, offset: 0.0, unit }
 }
 
+fn mapping(rules: &str) -> Mapping {
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(default)]
+        map: Vec<RawRule>,
+    }
+    let tags = BTreeMap::from([("line".to_owned(), "1".to_owned())]);
+    let ground = MapGround {
+        table: "press",
+        field: "{field}",
+        tags: &tags,
+        attributes: &ATTRIBUTES,
+        pointers: false,
+        floats: false,
+    };
+    Mapping::resolve(&toml::from_str::<File>(rules).unwrap().map, &ground).unwrap()
+}
+
 fn device(at: SocketAddr, registers: Vec<Register>) -> Device {
     Device {
         name: "press".into(),
@@ -79,9 +98,8 @@ fn device(at: SocketAddr, registers: Vec<Register>) -> Device {
         unit: 1,
         interval: Duration::from_millis(50),
         timeout: Duration::from_secs(2),
-        table: "press".into(),
-        tags: BTreeMap::from([("line".to_owned(), "1".to_owned())]),
         registers,
+        mapping: mapping(""),
     }
 }
 
@@ -97,7 +115,8 @@ fn sink() -> (Sink, mpsc::Receiver<Offer>) {
     let queue = Queue::open(&ground, DeviceId([9; 16]), Path::new("/q"), Sizes::default()).unwrap();
     let (offers, groups) = mpsc::channel(4);
     let (name, database) = ("modbus-press".to_owned(), "default".to_owned());
-    (Sink { name, offers, queue: Arc::new(queue), clock, entropy, database }, groups)
+    let device = DeviceId([9; 16]);
+    (Sink { name, device, offers, queue: Arc::new(queue), clock, entropy, database }, groups)
 }
 
 /// The next group, which is taken for stored.
@@ -122,12 +141,13 @@ async fn registers_become_a_row_and_neighbours_one_request() {
         register("open", Area::Coil, 0, map::Kind::Bool),
     ];
     let mut poller = poller(device(at, registers));
-    let (row, wrong) = poller.poll().await;
+    let (rows, wrong) = poller.poll().await;
     assert_eq!(wrong, None);
-    let row = row.unwrap();
-    assert!(row.starts_with("press,line=1 low=3u,wide=262149u,open=false "), "{row}");
+    assert_eq!(rows.len(), 4, "three units, one row: {rows:?}");
+    assert!(rows[0].starts_with("edge_units,field=low,table=press "), "{rows:?}");
+    assert!(rows[3].starts_with("press,line=1 low=3u,wide=262149u,open=false "), "{rows:?}");
     assert_eq!(plc.asked.lock().unwrap().len(), 2);
-    assert!(poller.poll().await.0.is_some(), "on the same connection");
+    assert_eq!(poller.poll().await.0.len(), 1, "on the same connection, units known");
     server.abort();
 }
 
@@ -139,14 +159,14 @@ async fn e8_an_exception_costs_its_registers_only_and_a_server_that_is_away_the_
         register("refused", Area::Holding, 900, map::Kind::U16),
     ];
     let mut poller = poller(device(at, registers));
-    let (row, wrong) = poller.poll().await;
-    assert!(row.unwrap().starts_with("press,line=1 there=1u "));
+    let (rows, wrong) = poller.poll().await;
+    assert!(rows.last().unwrap().starts_with("press,line=1 there=1u "), "{rows:?}");
     assert!(wrong.unwrap().starts_with("holding 900 to 900: "));
     server.abort();
     drop(server.await);
     poller.open = None;
-    let (row, wrong) = poller.poll().await;
-    assert_eq!(row, None);
+    let (rows, wrong) = poller.poll().await;
+    assert!(rows.is_empty());
     assert!(wrong.is_some());
 }
 
@@ -174,10 +194,10 @@ async fn e8_e12_rows_come_again_by_themselves_and_missed_polls_are_counted() {
     let queue = Arc::clone(&sink.queue);
     let registers = vec![register("v", Area::Holding, 1, map::Kind::U16)];
     let source = tokio::spawn(run(sink, device(at, registers), Arc::new(Flaky::default())));
-    let units = next(&mut groups).await;
-    assert_eq!(units.parts[0].batch.table, "edge_units");
     let first = next(&mut groups).await;
-    assert_eq!((first.parts[0].batch.table.as_str(), first.parts[0].batch.rows()), ("press", 1));
+    let tables: Vec<(&str, usize)> =
+        first.parts.iter().map(|p| (p.batch.table.as_str(), p.batch.rows())).collect();
+    assert_eq!(tables, [("edge_units", 1), ("press", 1)]);
     // What was missed before is recorded when the device has answered.
     next(&mut groups).await;
     assert!(queue.has_gaps());
@@ -202,4 +222,24 @@ fn e8_missed_polls_are_one_gap_a_minute_and_told_when_the_device_is_back() {
     missed.tell(&sink, false);
     assert!(sink.queue.has_gaps());
     assert!(!missed.any);
+}
+
+#[tokio::test]
+async fn rules_send_registers_to_tables_and_fields_of_their_own() {
+    let (at, server) = serve(Plc::default()).await;
+    let registers = vec![
+        register("axis1", Area::Holding, 3, map::Kind::U16),
+        register("axis2", Area::Holding, 4, map::Kind::U16),
+    ];
+    let mut device = device(at, registers);
+    device.mapping = mapping(
+        "[[map]]\nitem = 'axis{n}'\ntable = 'axes'\nfield = 'load'\ntags = { axis = '{n}', area = '{area}' }\ntype = 'float'\n",
+    );
+    let mut poller = poller(device);
+    let (rows, wrong) = poller.poll().await;
+    assert_eq!(wrong, None);
+    assert_eq!(rows.len(), 3, "{rows:?}");
+    assert!(rows[1].starts_with("axes,area=holding,axis=1,line=1 load=3 "), "{rows:?}");
+    assert!(rows[2].starts_with("axes,area=holding,axis=2,line=1 load=4 "), "{rows:?}");
+    server.abort();
 }
