@@ -39,10 +39,13 @@ fn name_of(number: u64) -> String {
     format!("{number:020}")
 }
 
+/// A change's number and its bytes.
+pub type Change = (u64, Vec<u8>);
+
 impl Changes {
     /// Reads the changes in `dir` that come after number `last`, oldest first; older ones, which
     /// the whole has, are removed. A folder that is not there is made.
-    pub fn open(disk: &dyn Disk, dir: &Path, last: u64) -> io::Result<(Self, Vec<(u64, Vec<u8>)>)> {
+    pub fn open(disk: &dyn Disk, dir: &Path, last: u64) -> io::Result<(Self, Vec<Change>)> {
         disk.create_dir_all(dir)?;
         durable::sweep_temp(disk, dir)?;
         let mut numbers = Vec::new();

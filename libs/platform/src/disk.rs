@@ -176,7 +176,7 @@ impl DiskFile for RealFile {
         match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, len) {
             Ok(()) => {
                 if let Some(direct) = Direct::open(&self.path, &self.file) {
-                    let _ = self.direct.set(direct);
+                    self.direct.get_or_init(|| direct);
                 }
                 Ok(())
             }

@@ -49,6 +49,9 @@ pub(crate) struct Wanted {
     scheduler: Scheduler,
 }
 
+/// A table and whose it is.
+type Found = (Arc<TenantHandle>, Arc<TableHandle>);
+
 impl Wanted {
     /// What a start finds wanted. A table in which nothing is to be merged is not looked at, so that
     /// its tenant need not be loaded.
@@ -190,10 +193,7 @@ impl Maintenance {
         metrics::gauge!(Metric::TablesSlowed.name()).set(self.wanted.slowed.len() as f64);
     }
 
-    fn find(
-        &self,
-        (tenant, table): TableKey,
-    ) -> Result<Option<(Arc<TenantHandle>, Arc<TableHandle>)>, WakeError> {
+    fn find(&self, (tenant, table): TableKey) -> Result<Option<Found>, WakeError> {
         let Some(tenant) = self.shared.tenant(tenant)? else { return Ok(None) };
         let handle = tenant.tables().values().find(|t| t.table_id == table).cloned();
         Ok(handle.map(|handle| (tenant, handle)))
