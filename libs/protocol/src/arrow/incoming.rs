@@ -359,9 +359,62 @@ fn times(name: &str, array: &ArrayRef, verdicts: &mut Verdicts) -> Result<Vec<i6
 pub(super) struct TextColumn<'a> {
     values: TextValues<'a>,
     /// For each row the index of its value, if behind a dictionary.
-    keys: Option<Vec<usize>>,
+    keys: Option<Keys<'a>>,
     nulls: Option<NullBuffer>,
     rows: usize,
+}
+
+/// A dictionary's keys as they came: bringing them to one type would be a copy of eight bytes per
+/// row. Those of rows that are null may be anything.
+enum Keys<'a> {
+    I8(&'a [i8]),
+    I16(&'a [i16]),
+    I32(&'a [i32]),
+    I64(&'a [i64]),
+    U8(&'a [u8]),
+    U16(&'a [u16]),
+    U32(&'a [u32]),
+    U64(&'a [u64]),
+}
+
+/// Does the same with the keys of every type.
+macro_rules! with_keys {
+    ($keys:expr, $k:ident => $body:expr) => {
+        match $keys {
+            Keys::I8($k) => $body,
+            Keys::I16($k) => $body,
+            Keys::I32($k) => $body,
+            Keys::I64($k) => $body,
+            Keys::U8($k) => $body,
+            Keys::U16($k) => $body,
+            Keys::U32($k) => $body,
+            Keys::U64($k) => $body,
+        }
+    };
+}
+
+impl<'a> Keys<'a> {
+    fn of(keys: &'a dyn Array) -> Option<Self> {
+        fn slice<T: ArrowPrimitiveType>(keys: &dyn Array) -> Option<&[T::Native]> {
+            keys.as_primitive_opt::<T>().map(|k| &**k.values())
+        }
+        match keys.data_type() {
+            DataType::Int8 => slice::<Int8Type>(keys).map(Self::I8),
+            DataType::Int16 => slice::<Int16Type>(keys).map(Self::I16),
+            DataType::Int32 => slice::<Int32Type>(keys).map(Self::I32),
+            DataType::Int64 => slice::<Int64Type>(keys).map(Self::I64),
+            DataType::UInt8 => slice::<UInt8Type>(keys).map(Self::U8),
+            DataType::UInt16 => slice::<UInt16Type>(keys).map(Self::U16),
+            DataType::UInt32 => slice::<UInt32Type>(keys).map(Self::U32),
+            DataType::UInt64 => slice::<UInt64Type>(keys).map(Self::U64),
+            _ => None,
+        }
+    }
+
+    /// The key of a row; past the end of every dictionary if there is none.
+    fn at(&self, row: usize) -> usize {
+        with_keys!(self, keys => keys.get(row).map_or(usize::MAX, |key| *key as usize))
+    }
 }
 
 enum TextValues<'a> {
@@ -388,6 +441,15 @@ impl<'a> TextValues<'a> {
         }
     }
 
+    fn len(&self) -> usize {
+        match self {
+            Self::Small(v) => v.len(),
+            Self::Large(v) => v.len(),
+            Self::View(v) => v.len(),
+            Self::None => 0,
+        }
+    }
+
     fn get(&self, i: usize) -> &'a str {
         match self {
             Self::Small(v) if i < v.len() => v.value(i),
@@ -408,7 +470,7 @@ impl<'a> TextColumn<'a> {
             }
             Some(dictionary) => Self {
                 values: TextValues::of(dictionary.values()),
-                keys: Some(dictionary.normalized_keys()),
+                keys: Keys::of(dictionary.keys()),
                 nulls,
                 rows,
             },
@@ -425,7 +487,7 @@ impl<'a> TextColumn<'a> {
         }
         match &self.keys {
             None => Some(self.values.get(row)),
-            Some(keys) => keys.get(row).map(|key| self.values.get(*key)),
+            Some(keys) => Some(self.values.get(keys.at(row))),
         }
     }
 }
@@ -453,19 +515,19 @@ impl<'a> Codes<'a> {
         match &column.keys {
             // Each value is looked at once, each row is an index.
             Some(keys) => {
-                let mut of_key = vec![UNSEEN; keys.iter().max().map_or(0, |most| most + 1)];
-                let all = column.nulls.as_ref().is_none_or(|n| n.null_count() == 0);
-                for (row, key) in keys.iter().enumerate() {
-                    let Some(slot) = of_key.get_mut(*key).filter(|_| all || !column.is_null(row))
-                    else {
+                let nulls = column.nulls.as_ref().filter(|n| n.null_count() > 0);
+                let mut of_key = vec![UNSEEN; column.values.len()];
+                with_keys!(keys, keys => for (row, key) in keys.iter().enumerate() {
+                    let there = nulls.is_none_or(|n| n.is_valid(row));
+                    let Some(slot) = of_key.get_mut(*key as usize).filter(|_| there) else {
                         out.of_row.push(0);
                         continue;
                     };
                     if *slot == UNSEEN {
-                        *slot = out.code(column.values.get(*key), seed, &mut known);
+                        *slot = out.code(column.values.get(*key as usize), seed, &mut known);
                     }
                     out.of_row.push(*slot);
-                }
+                });
             }
             None => {
                 let mut last = ("", 0);
