@@ -1,16 +1,18 @@
 //! The command line of `millrace-edge`.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use millrace_platform::{
     clock::{Clock, SystemClock},
     disk::{RealDisk, read_file},
     entropy::OsEntropy,
+    net::TcpDialer,
 };
 
 use crate::{
-    delivery::Share, identity, quarantine, settings, source::SourceKind, status, supervisor, uplink,
+    check, delivery::Share, identity, quarantine, settings, source::SourceKind, status, supervisor,
+    uplink,
 };
 
 #[derive(Debug, Parser)]
@@ -80,6 +82,24 @@ enum Command {
         /// Folder of this device.
         #[arg(long, value_name = "DIR", default_value = "/var/lib/millrace-edge")]
         data_dir: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what is wrong with clock, disk, certificate, server and sources, and what to do.
+    #[command(
+        after_help = "Exit status: 0 nothing is wrong, 1 it could not be checked, 2 something is wrong.\n\nExample:\n  millrace-edge check --data-dir ./edge --config edge.toml --source tail:/var/log/press.lp"
+    )]
+    Check {
+        /// Folder of this device.
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/millrace-edge")]
+        data_dir: PathBuf,
+        /// Sources to look at, as for `run`.
+        #[arg(long = "source", value_name = "SOURCE")]
+        sources: Vec<SourceKind>,
+        /// TOML file with more sources.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -187,6 +207,13 @@ fn execute(cli: Cli) -> ExitCode {
                 })
             })
         }
+        Command::Check { data_dir, sources, config, json } => {
+            match all(sources, config.as_deref()).and_then(|s| examine(data_dir, s, json)) {
+                Ok(true) => return ExitCode::from(WRONG),
+                Ok(false) => Ok(()),
+                Err(why) => Err(why),
+            }
+        }
         Command::Status { data_dir, json } => show(&data_dir, json),
         Command::Quarantine { action: Action::List, data_dir, json, .. } => list(&data_dir, json),
         Command::Quarantine { ids, all, data_dir, json, .. } => {
@@ -273,6 +300,32 @@ fn run(plan: supervisor::Plan) -> Result<(), String> {
     // Standard input may block a thread for ever; it holds nothing.
     runtime.shutdown_background();
     done
+}
+
+/// Exit status of `check` when something is wrong.
+const WRONG: u8 = 2;
+
+/// Looks at everything; whether something is wrong.
+fn examine(data_dir: PathBuf, sources: Vec<SourceKind>, json: bool) -> Result<bool, String> {
+    let ground = check::Ground {
+        disk: Arc::new(RealDisk),
+        clock: Arc::new(SystemClock::new()),
+        dialer: Arc::new(TcpDialer),
+        data_dir,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|e| e.to_string())?;
+    let found = runtime.block_on(check::all(&ground, &sources));
+    runtime.shutdown_background();
+    say(&if json {
+        serde_json::to_string(&found).map_err(|e| e.to_string())?
+    } else {
+        check::shown(&found)
+    });
+    Ok(found.iter().any(|f| f.level == check::Level::Wrong))
 }
 
 fn list(dir: &std::path::Path, json: bool) -> Result<(), String> {

@@ -69,6 +69,8 @@ pub struct Identity {
     pub key_pem: String,
     /// The server's CA, PEM.
     pub ca_pem: String,
+    /// When the certificate ends, ns since the Unix epoch.
+    pub not_after_ns: i64,
     queue_key: Key256,
 }
 
@@ -165,6 +167,7 @@ impl Identity {
         Ok(Self {
             url: stored.url,
             device: stored.device,
+            not_after_ns: stored.not_after_ns,
             certificate_pem: text(disk, &dir.join("device.pem"))?,
             key_pem: secret(disk, &dir.join("device.key"))?,
             ca_pem: text(disk, &dir.join("server-ca.pem"))?,

@@ -5,6 +5,7 @@
 //! not durable in its queue; forgets a row that the server has not acknowledged.
 
 mod backoff;
+mod check;
 pub mod cli;
 #[cfg(test)]
 mod crash;

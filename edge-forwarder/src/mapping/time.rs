@@ -130,6 +130,16 @@ pub fn rfc3339(text: &str) -> Option<i64> {
     seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
 }
 
+/// The date of an HTTP answer: `Sat, 21 Nov 2026 19:00:00 GMT`.
+pub fn http_date(text: &str) -> Option<i64> {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let mut parts = text.split(' ').skip(1);
+    let (day, month, year) = (parts.next()?, parts.next()?, parts.next()?);
+    let month = MONTHS.iter().position(|m| *m == month)? + 1;
+    rfc3339(&format!("{year}-{month:02}-{day}T{}Z", parts.next()?))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -160,6 +170,9 @@ mod tests {
         of("2026-13-01T00:00:00Z", None);
         of("9999-12-31T00:00:00Z", None);
         of("yesterday", None);
+        let date = http_date("Sat, 21 Nov 2026 19:00:00 GMT");
+        assert_eq!(date, Some(1_795_287_600_000_000_000));
+        assert_eq!(http_date("now"), None);
     }
 
     proptest! {

@@ -21,7 +21,7 @@ use rustls::{
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::identity::Identity;
+use crate::{identity::Identity, mapping::time::http_date};
 
 /// Bytes of one message.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -139,6 +139,17 @@ impl Connection {
         FlightServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// What the server says the time is, ns since the Unix epoch; to the second.
+    pub async fn date(&self) -> Option<i64> {
+        let (url, agent) = (format!("{}/health", self.base), self.agent.clone());
+        let asked = tokio::task::spawn_blocking(move || {
+            let answer =
+                agent.get(&url).config().http_status_as_error(false).build().call().ok()?;
+            http_date(answer.headers().get("date")?.to_str().ok()?)
+        });
+        asked.await.ok()?
     }
 
     /// The highest contiguous row that the server has.

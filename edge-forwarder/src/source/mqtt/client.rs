@@ -274,7 +274,6 @@ impl Client {
     }
 
     /// Says good-bye, as far as it is heard.
-    #[cfg(test)]
     pub async fn disconnect(mut self) {
         drop(self.write(&codec::disconnect()).await);
         drop(self.stream.shutdown().await);

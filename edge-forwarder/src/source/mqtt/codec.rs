@@ -376,7 +376,6 @@ pub fn ping() -> Vec<u8> {
 }
 
 /// DISCONNECT: the broker forgets our will.
-#[cfg(test)]
 pub fn disconnect() -> Vec<u8> {
     packet(0xe0, &[])
 }

@@ -193,17 +193,16 @@ impl State {
 
     fn streams(&mut self, name: &str, a: Attributes, depth: usize) {
         match name {
-            _ if self.current.is_some() => {
-                if name == "Entry" || name == "Cell" {
-                    let key = a.get("key").cloned().unwrap_or_default();
-                    // A cell lies inside an entry.
-                    let whole = match (&self.entry, name) {
-                        (Some(entry), "Cell") => format!("{entry}.{key}"),
-                        _ => key,
-                    };
-                    self.entry = Some(whole);
-                }
+            "Entry" | "Cell" if self.current.is_some() => {
+                let key = a.get("key").cloned().unwrap_or_default();
+                // A cell lies inside an entry.
+                let whole = match (&self.entry, name) {
+                    (Some(entry), "Cell") => format!("{entry}.{key}"),
+                    _ => key,
+                };
+                self.entry = Some(whole);
             }
+            _ if self.current.is_some() => {}
             "DeviceStream" => self.device = either(&a, &["name", "uuid"]),
             "ComponentStream" => {
                 let kind = either(&a, &["component"]);

@@ -399,7 +399,7 @@ async fn d2_e8_e9_rows_and_gaps_are_all_that_was_generated_through_cuts_torn_chu
         add(&shared, 1);
         for round in 0..8 {
             shared.lock().unwrap().torn_after = Some((random_u64(&dice) % 40_000) as usize);
-            let streamed = random_u64(&dice) % 3 > 0;
+            let streamed = !random_u64(&dice).is_multiple_of(3);
             let task = start(&bench, &net, &agent(streamed));
             if round == 0 {
                 bench.until("a first row", |b| !stored(b).is_empty()).await;
