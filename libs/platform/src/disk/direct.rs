@@ -83,6 +83,7 @@ impl Direct {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "handles beside the one under test")]
 mod tests {
     use super::super::{Disk, OpenMode, RealDisk, read_exact_at};
     use super::*;
@@ -128,7 +129,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         RealDisk.create_new(&path).unwrap();
-        #[expect(clippy::disallowed_methods, reason = "the handle beside the direct one")]
         let plain = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         // Where the file system has no direct writes there is nothing to refuse.
         if let Some(direct) = Direct::open(&path, &plain) {

@@ -390,14 +390,15 @@ impl Merge {
             // Backward, a row of the same time is taken along if it counts; forward, if it does not.
             let pass = passes.is_lt() || passes.is_eq() && self.backward == self.equal_too;
             let null = right.null.get(at).copied().unwrap_or(true);
-            if !pass && !(null && right.equal(at) <= equal) {
+            let skipped = null && right.equal(at) <= equal;
+            if !(pass || skipped) {
                 break;
             }
             if !null && self.backward {
                 self.nearest = Some((Arc::clone(right), at));
             }
             self.right.row += 1;
-            if at % 8192 == 0 {
+            if at.is_multiple_of(8192) {
                 self.stop.check()?;
             }
         }

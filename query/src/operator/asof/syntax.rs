@@ -30,7 +30,8 @@ use super::node::{AsofJoin, Pair};
 pub(crate) fn nested(statement: &mut Statement) {
     match statement {
         Statement::Statement(sql) => {
-            let _: ControlFlow<()> = sql.visit(&mut Nesting);
+            // It visits everything: there is nothing to break off for.
+            let _broken = sql.visit(&mut Nesting).is_break();
         }
         Statement::Explain(explain) => nested(&mut explain.statement),
         _ => {}

@@ -306,8 +306,10 @@ impl Filler {
         self.started = true;
         self.memory.try_grow(bytes(batch))?;
         let here = values(batch, &self.keys);
-        let ranges =
-            if here.is_empty() { vec![0..batch.num_rows()] } else { partition(&here)?.ranges() };
+        let ranges = match here.is_empty() {
+            true => std::iter::once(0..batch.num_rows()).collect(),
+            false => partition(&here)?.ranges(),
+        };
         for range in ranges {
             if let Some(before) = self.open.last()
                 && range.start == 0

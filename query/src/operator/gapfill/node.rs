@@ -5,7 +5,7 @@
 //! made rows as well; they are kept here as gates. Invariant: columns are those of the input, in
 //! its order; what can be missing in a made row can be null.
 
-use std::{cmp::Ordering, collections::HashSet, fmt, sync::Arc};
+use std::{cmp::Ordering, fmt, sync::Arc};
 
 use datafusion::{
     common::{DFSchema, DFSchemaRef, plan_err},
@@ -109,7 +109,8 @@ impl UserDefinedLogicalNodeCore for GapFill {
         self.gates.clone()
     }
 
-    fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
+    #[expect(clippy::disallowed_types, reason = "the trait asks for it")]
+    fn prevent_predicate_push_down_columns(&self) -> std::collections::HashSet<String> {
         let columns = self.schema.fields().iter().zip(self.fills.iter());
         columns.filter(|(_, fill)| **fill != Fill::Key).map(|(f, _)| f.name().clone()).collect()
     }

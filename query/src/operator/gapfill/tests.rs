@@ -69,7 +69,8 @@ fn expected(rows: &[Row], host: Option<usize>, case: &Case) -> Vec<String> {
         |second: i64| case.origin + (second - case.origin).div_euclid(case.stride) * case.stride;
     let buckets: Vec<i64> =
         (bucket_of(case.from)..=bucket_of(case.to - 1)).step_by(case.stride as usize).collect();
-    let mut cells: BTreeMap<i64, Vec<(Option<i64>, Option<i32>)>> = BTreeMap::new();
+    type Cell = (Option<i64>, Option<i32>);
+    let mut cells: BTreeMap<i64, Vec<Cell>> = BTreeMap::new();
     for ((of, second), values) in merged {
         if host.is_none_or(|h| h == of) && (case.from..case.to).contains(&second) {
             cells.entry(bucket_of(second)).or_default().push(values);
