@@ -22,6 +22,14 @@ pub(crate) const SQL_BYTES_MAX: usize = 256 * 1024;
 
 /// Parses one allowed statement.
 pub(crate) fn parse(sql: &str) -> Result<Statement, QueryError> {
+    parse_with(sql, |_| {})
+}
+
+/// The same with a change between parsing and weighing: what is weighed is what comes of it.
+pub(crate) fn parse_with(
+    sql: &str,
+    change: impl FnOnce(&mut Statement),
+) -> Result<Statement, QueryError> {
     if sql.len() > SQL_BYTES_MAX {
         return Err(over("bytes of SQL", SQL_BYTES_MAX));
     }
@@ -38,6 +46,7 @@ pub(crate) fn parse(sql: &str) -> Result<Statement, QueryError> {
     if !statements.is_empty() {
         return Err(QueryError::NotAllowed("more than one statement".into()));
     }
+    change(&mut statement);
     statement::allow(&statement)?;
     // Only now: what was weighed is what was written.
     operator::nested(&mut statement);

@@ -33,6 +33,7 @@ use millrace_storage::Engine;
 use crate::ingest::{Admission, Budgets, decode::WIRE_BYTES_MAX};
 
 pub(crate) use code::Code;
+pub(crate) use flight::Prepared;
 pub(crate) use problem::Problem;
 
 /// What handlers share.
@@ -47,6 +48,8 @@ pub struct State {
     pub admission: Admission,
     /// What each tenant may send.
     pub budgets: Budgets,
+    /// Statements that Flight SQL clients prepared.
+    pub prepared: Prepared,
     /// Secret seed of the hash tables that outside input fills.
     pub seed: u64,
 }

@@ -255,6 +255,7 @@ pub async fn run(
             Arc::clone(&control.catalog),
             settings.tenant_limits,
         ),
+        prepared: api::Prepared::new(Arc::clone(&control.clock), Arc::clone(&control.entropy)),
         seed: random_u64(control.entropy.as_ref()),
     });
     let acceptor = TcpAcceptor::bind(settings.listen)

@@ -14,6 +14,7 @@ mod access;
 mod bad_input;
 mod edge;
 mod fleet;
+mod flight_sql;
 mod fsck;
 mod full_disk;
 mod ingest;

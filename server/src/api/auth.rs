@@ -19,7 +19,8 @@ use crate::listener::Peer;
 #[derive(Debug)]
 pub(crate) struct Caller(pub(crate) Principal);
 
-fn token_of(headers: &HeaderMap) -> Option<String> {
+/// The token that headers show.
+pub(crate) fn token_of(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, rest) = value.split_once(' ')?;
     let rest = rest.trim();

@@ -10,9 +10,11 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import tempfile
 import threading
+import urllib.request
 
 _BIN = os.environ.get("MILLRACE_BIN", "millrace")
 
@@ -67,6 +69,18 @@ class Server:
     def _drain(self):
         for _ in self.process.stdout:
             pass
+
+    def write(self, database, lines):
+        """Writes line protocol with nanosecond times; all of it must be taken."""
+        request = urllib.request.Request(
+            f"{self.url}/api/v3/write_lp?db={database}&precision=nanosecond",
+            data=lines.encode(),
+            headers={"Authorization": f"Bearer {self.token}"},
+        )
+        trust = ssl.create_default_context(cafile=self.ca)
+        with urllib.request.urlopen(request, context=trust) as answer:
+            if answer.status != 204:
+                raise RuntimeError(answer.read())
 
     def stop(self):
         """Ends the server and removes its folder."""
