@@ -19,7 +19,7 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use millrace_control::ReadScope;
 use millrace_platform::{clock::Clock, metric::Metric};
 use millrace_protocol::ids::TenantId;
-use millrace_storage::Engine;
+use millrace_storage::{Engine, TenantSnapshot};
 use tokio::sync::{mpsc, oneshot};
 
 mod describe;
@@ -138,6 +138,8 @@ struct Work {
     params: Params,
     /// Of a PostgreSQL session.
     caller: Option<Caller>,
+    /// The picture to look at, if it is not the newest of everything.
+    picture: Option<Arc<TenantSnapshot>>,
     limits: QueryLimits,
     memory: SharedMemory,
     stop: Stop,
@@ -182,6 +184,7 @@ impl QueryEngine {
             sql: sql.to_owned(),
             params,
             caller: None,
+            picture: None,
             limits: self.limits.clone(),
             memory: self.memory.clone(),
             stop,
@@ -209,13 +212,33 @@ impl QueryEngine {
         params: Params,
         caller: Option<Caller>,
     ) -> BoxFuture<'static, Result<QueryAnswer, QueryError>> {
-        let tenant = scope.tenant();
+        let work = self.work(scope.tenant(), database, sql, params, Stop::default());
+        self.work_off(Work { caller, ..work })
+    }
+
+    /// Runs one statement over a picture of the scope's tenant, and of nobody else.
+    pub fn run_over(
+        &self,
+        scope: ReadScope,
+        picture: Arc<TenantSnapshot>,
+        database: &str,
+        sql: &str,
+    ) -> BoxFuture<'static, Result<QueryAnswer, QueryError>> {
+        if picture.tenant != scope.tenant() {
+            let e = QueryError::Unavailable("this picture is not the caller's".to_owned());
+            return futures::future::ready(Err(e)).boxed();
+        }
+        let work = self.work(scope.tenant(), database, sql, Params::None, Stop::default());
+        self.work_off(Work { picture: Some(picture), ..work })
+    }
+
+    fn work_off(&self, work: Work) -> BoxFuture<'static, Result<QueryAnswer, QueryError>> {
+        let tenant = work.tenant;
         let present = self.admission.arrive(tenant, &self.limits);
         let clock = Arc::clone(&self.clock);
         let handle = self.runtime.as_ref().map(|r| r.handle().clone());
         let timeout = self.limits.timeout;
-        let stop = Stop::default();
-        let work = Work { caller, ..self.work(tenant, database, sql, params, stop.clone()) };
+        let stop = work.stop.clone();
         async move {
             // Counted as present from here on; a client that leaves while waiting is uncounted.
             let present = present?;
@@ -272,8 +295,13 @@ async fn task(
 
 /// Guarded, parsed and planned; parameters are not bound yet.
 async fn planned(work: &Work) -> Result<(SessionContext, LogicalPlan), QueryError> {
-    let snapshot =
-        work.storage.snapshot(work.tenant).map_err(|e| QueryError::Unavailable(e.to_string()))?;
+    let snapshot = match &work.picture {
+        Some(picture) => Arc::clone(picture),
+        None => {
+            let newest = work.storage.snapshot(work.tenant);
+            newest.map_err(|e| QueryError::Unavailable(e.to_string()))?
+        }
+    };
     let dialect = work.caller.as_ref().map(|c| Dialect::new(c, &snapshot, &work.database));
     let statement = match &dialect {
         Some(dialect) => guard::parse_with(&work.sql, |statement| dialect.rewrite(statement))?,

@@ -22,6 +22,7 @@ use datafusion::{
 use millrace_storage::TenantSnapshot;
 
 use self::catalog::{Facts, Pages};
+pub use self::catalog::{setting, settings};
 use crate::session;
 
 /// The schema's name.

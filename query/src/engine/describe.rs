@@ -235,9 +235,9 @@ mod tests {
         check("SELECT $1 AS a", vec![], "a: Utf8 <- $1 ?");
         check("SELECT $1 AS a", vec![Some(DataType::Int64)], "a: Int64 <- $1 Int64");
         check(
-            "SELECT n FROM cpu WHERE n > $least LIMIT $10",
+            "SELECT n FROM cpu WHERE n > $10 AND n < $2 AND up = $ok",
             vec![],
-            "n: Int64 <- $10 Int64, $least Int64",
+            "n: Int64 <- $2 Int64, $10 Int64, $ok Boolean",
         );
         check("DROP TABLE cpu", vec![], "sql_not_allowed");
         check("SELECT nothing FROM cpu", vec![], "sql_unknown_name");

@@ -127,23 +127,35 @@ impl Facts {
         found.map(|r| r.oid)
     }
 
-    /// What `SHOW` and `current_setting` say; `None` if there is no such setting.
+    /// What `current_setting` says; `None` if there is no such setting.
     pub(super) fn setting(&self, name: &str) -> Option<String> {
-        Some(
-            match name.to_ascii_lowercase().as_str() {
-                "server_version" => SERVER_VERSION,
-                "server_version_num" => SERVER_VERSION_NUMBER,
-                "search_path" => return Some(format!("\"{}\"", self.database)),
-                "session_authorization" | "role" => return Some(self.caller.user.clone()),
-                other => fixed_setting(other)?,
-            }
-            .to_owned(),
-        )
+        setting(&self.caller, &self.database, name)
     }
 }
 
+/// Settings that are not the same for everybody, or not fixed.
+const OWN_SETTINGS: [&str; 4] =
+    ["search_path", "server_version", "server_version_num", "session_authorization"];
+
+/// What `SHOW` says of a setting; `None` if there is no such setting.
+pub fn setting(caller: &Caller, database: &str, name: &str) -> Option<String> {
+    Some(match name.to_ascii_lowercase().as_str() {
+        "server_version" => SERVER_VERSION.to_owned(),
+        "server_version_num" => SERVER_VERSION_NUMBER.to_owned(),
+        "search_path" => format!("\"{database}\""),
+        "session_authorization" | "role" => caller.user.clone(),
+        other => fixed_setting(other)?.to_owned(),
+    })
+}
+
+/// All settings with their values.
+pub fn settings(caller: &Caller, database: &str) -> Vec<(String, String)> {
+    let names = OWN_SETTINGS.into_iter().chain(SETTINGS.iter().map(|(name, _)| *name));
+    names.filter_map(|n| Some((n.to_owned(), setting(caller, database, n)?))).collect()
+}
+
 /// Settings that are the same for everybody; all that are listed.
-pub(super) const SETTINGS: [(&str, &str); 17] = [
+const SETTINGS: [(&str, &str); 17] = [
     ("application_name", ""),
     ("bytea_output", "hex"),
     ("client_encoding", "UTF8"),
@@ -204,15 +216,14 @@ fn rows_of(name: &str, facts: &Facts) -> Vec<Row> {
         "pg_tablespace" => {
             vec![row(json!({ "oid": 1663, "spcname": "pg_default", "spcowner": ROLE }))]
         }
-        "pg_settings" => {
-            let told = ["search_path", "server_version", "server_version_num"].into_iter();
-            told.chain(SETTINGS.iter().map(|(name, _)| *name))
-                .map(|name| {
-                    let setting = facts.setting(name);
-                    row(json!({ "name": name, "setting": setting, "vartype": "string", "source": "default" }))
-                })
-                .collect()
-        }
+        "pg_settings" => settings(&facts.caller, &facts.database)
+            .into_iter()
+            .map(|(name, setting)| {
+                row(json!({
+                    "name": name, "setting": setting, "vartype": "string", "source": "default",
+                }))
+            })
+            .collect(),
         "pg_tables" => facts
             .relations()
             .iter()

@@ -71,6 +71,7 @@ impl VisitorMut for Walk<'_> {
                     .is_some_and(|n| functions::replaced(f, &n, self.facts).is_some()),
                 Expr::Cast { data_type, .. } => named_type(data_type).is_some(),
                 Expr::Subquery(query) => empty::has_no_rows(query),
+                Expr::Identifier(i) => is_current_schema(i),
                 _ => false,
             };
             // What takes its place would be named after itself.
@@ -174,12 +175,18 @@ impl Walk<'_> {
                 }
                 Named::Thing(to) => Some(functions::named(of, to, self.facts)),
             },
+            // The one of these words that the parser takes for a column.
+            Expr::Identifier(i) if is_current_schema(i) => Some(text(&self.facts.database)),
             Expr::AnyOp { left, compare_op: BinaryOperator::Eq, right, .. } => {
                 Some(any_of(left, right)?)
             }
             _ => None,
         }
     }
+}
+
+fn is_current_schema(ident: &Ident) -> bool {
+    ident.quote_style.is_none() && ident.value.eq_ignore_ascii_case("current_schema")
 }
 
 /// `x = ANY (ARRAY[...])` and `x = ANY ('{...}')`.

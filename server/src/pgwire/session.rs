@@ -1,0 +1,605 @@
+//! One connection after its start-up: statements in, rows out.
+//!
+//! Owns: prepared statements, portals, and the transaction state that drivers expect to see. There
+//! is nothing to commit: every statement reads one snapshot of its own.
+//! Never: plans or runs anything but through the query engine, so that its guards, admission and
+//! limits hold; keeps a query that its client has left, cancelled, or may not ask any more; waits
+//! for a client that does not read longer than [`SLOW_READER`].
+//! Invariant: after an error in the extended protocol nothing is done until Sync.
+
+mod portal;
+mod statement;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use arrow::datatypes::SchemaRef;
+use bytes::BufMut;
+use futures::StreamExt;
+use millrace_control::{Principal, ReadScope};
+use millrace_query::{Params, QueryAnswer, postgres};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+
+use self::{
+    portal::{Portal, Running},
+    statement::Statement,
+};
+use super::{
+    cancel::Place,
+    message::{self, Bind, Broken, Frontend, Out, put_text},
+    refusal::{Reach, Refusal},
+    script::{self, Kind},
+    value::{self, Format},
+};
+use crate::api::State;
+
+/// Bytes that are gathered before they are sent.
+const SEND_BYTES: usize = 64 * 1024;
+/// How long a client may take to read them.
+const SLOW_READER: Duration = Duration::from_secs(60);
+/// How long a client may say nothing.
+const IDLE_MAX: Duration = Duration::from_secs(3600);
+/// Prepared statements of one connection, and portals.
+const STATEMENTS_MAX: usize = 256;
+const PORTALS_MAX: usize = 64;
+/// Bytes of the texts of prepared statements, and of the values of portals.
+const KEPT_BYTES_MAX: usize = 4 << 20;
+
+/// As it is told in ReadyForQuery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transaction {
+    None,
+    Open,
+    Failed,
+}
+
+/// Why a statement, or the connection, ends early.
+enum Stop {
+    /// The statement was refused; the connection goes on.
+    Refused(Refusal),
+    /// The connection ends with this.
+    Fatal(Refusal),
+    /// The connection has ended.
+    Broken(Broken),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<millrace_query::QueryError> for Stop {
+    fn from(e: millrace_query::QueryError) -> Self {
+        Self::Refused(e.into())
+    }
+}
+
+impl From<Broken> for Stop {
+    fn from(e: Broken) -> Self {
+        Self::Broken(e)
+    }
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(e: std::io::Error) -> Self {
+        Self::Broken(e.into())
+    }
+}
+
+/// Who is connected, and to what.
+pub(super) struct Who {
+    pub(super) state: Arc<State>,
+    pub(super) principal: Principal,
+    pub(super) scope: ReadScope,
+    pub(super) user: String,
+    pub(super) database: String,
+    pub(super) place: Place,
+}
+
+/// See the module head.
+pub(super) struct Session<R, W> {
+    who: Who,
+    from: BufReader<R>,
+    to: W,
+    out: Out,
+    statements: BTreeMap<String, Arc<Statement>>,
+    portals: BTreeMap<String, Portal>,
+    transaction: Transaction,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
+    pub(super) fn new(who: Who, from: BufReader<R>, to: W) -> Self {
+        let (statements, portals) = (BTreeMap::new(), BTreeMap::new());
+        let transaction = Transaction::None;
+        Self { who, from, to, out: Out::default(), statements, portals, transaction }
+    }
+
+    /// Serves until the client goes, or may not go on.
+    pub(super) async fn serve(mut self) {
+        self.ready();
+        let end = loop {
+            match self.turn().await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(end) => break end,
+            }
+        };
+        let last = match end {
+            Stop::Refused(refusal) | Stop::Fatal(refusal) => refusal,
+            Stop::Broken(Broken::Gone(_)) => return,
+            Stop::Broken(e) => Refusal::new("08P01", e.to_string()),
+        };
+        last.put(&mut self.out, Reach::Fatal);
+        // The client may be gone; then nobody reads it.
+        drop(self.flush().await);
+    }
+
+    /// One message; whether there may be another.
+    async fn turn(&mut self) -> Result<bool, Stop> {
+        // What the client has sent already is answered before anything is sent.
+        if self.from.buffer().is_empty() {
+            self.flush().await?;
+        }
+        let idle = self.who.state.clock.sleep(IDLE_MAX);
+        let message = tokio::select! {
+            message = message::next(&mut self.from) => message?,
+            () = self.who.state.catalog.withdrawn(&self.who.principal) => {
+                return Err(Stop::Fatal(Refusal::withdrawn()));
+            }
+            () = idle => {
+                return Err(Stop::Fatal(Refusal::new("57P05", "nothing was asked for an hour")));
+            }
+        };
+        match message {
+            Frontend::Terminate => return Ok(false),
+            Frontend::Query(text) => {
+                if let Err(refusal) = refused(self.script(&text).await)? {
+                    self.fail(&refusal);
+                }
+                self.portals.clear();
+                self.ready();
+            }
+            Frontend::Sync => {
+                // Outside a transaction this ends the one that the statements made.
+                if self.transaction == Transaction::None {
+                    self.portals.clear();
+                }
+                self.ready();
+            }
+            Frontend::Flush => self.flush().await?,
+            other => {
+                if let Err(refusal) = refused(self.extended(other).await)? {
+                    self.fail(&refusal);
+                    return self.skip().await;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// After an error nothing counts until Sync.
+    async fn skip(&mut self) -> Result<bool, Stop> {
+        loop {
+            if self.from.buffer().is_empty() {
+                self.flush().await?;
+            }
+            let idle = self.who.state.clock.sleep(IDLE_MAX);
+            let message = tokio::select! {
+                message = message::next(&mut self.from) => message?,
+                () = idle => {
+                    return Err(Stop::Fatal(Refusal::new("57P05", "no Sync came for an hour")));
+                }
+            };
+            match message {
+                Frontend::Sync => {
+                    self.portals.clear();
+                    self.ready();
+                    return Ok(true);
+                }
+                Frontend::Terminate => return Ok(false),
+                _ => {}
+            }
+        }
+    }
+
+    fn ready(&mut self) {
+        let state = match self.transaction {
+            Transaction::None => b'I',
+            Transaction::Open => b'T',
+            Transaction::Failed => b'E',
+        };
+        self.out.message(b'Z', |out| out.put_u8(state));
+    }
+
+    fn fail(&mut self, refusal: &Refusal) {
+        refusal.put(&mut self.out, Reach::Error);
+        if self.transaction == Transaction::Open {
+            self.transaction = Transaction::Failed;
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Stop> {
+        if self.out.buffer.is_empty() {
+            return Ok(());
+        }
+        let buffer = std::mem::take(&mut self.out.buffer);
+        let slow = self.who.state.clock.sleep(SLOW_READER);
+        let sent = async {
+            self.to.write_all(&buffer).await?;
+            self.to.flush().await
+        };
+        tokio::select! {
+            sent = sent => sent?,
+            () = slow => return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+        }
+        Ok(())
+    }
+
+    /// Statements of the simple protocol, up to the first that fails.
+    async fn script(&mut self, text: &str) -> Result<(), Stop> {
+        let statements = script::split(text);
+        if statements.is_empty() {
+            self.out.bare(b'I');
+        }
+        for sql in statements {
+            let kind = script::kind(sql);
+            self.may(&kind)?;
+            match kind {
+                Kind::Query => {
+                    let mut running = self.start(sql, Params::None).await?;
+                    describe_rows(&mut self.out, &running.schema, &[]);
+                    self.send(&mut running, &[], 0).await?;
+                }
+                Kind::Show(name) => {
+                    let (schema, batch) = self.shown(&name)?;
+                    describe_rows(&mut self.out, &schema, &[]);
+                    let mut running = Running::of(schema, batch, "SHOW");
+                    self.send(&mut running, &[], 0).await?;
+                }
+                other => self.utility(other)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing but its end may follow an error inside a transaction.
+    fn may(&self, kind: &Kind) -> Result<(), Refusal> {
+        let ends = matches!(kind, Kind::Commit | Kind::Rollback | Kind::Empty)
+            || *kind == Kind::Nothing("ROLLBACK");
+        if self.transaction == Transaction::Failed && !ends {
+            return Err(Refusal::new("25P02", "the transaction has failed; end it with ROLLBACK"));
+        }
+        Ok(())
+    }
+
+    /// A statement that concerns the connection alone.
+    fn utility(&mut self, kind: Kind) -> Result<(), Refusal> {
+        let failed = self.transaction == Transaction::Failed;
+        let tag = match kind {
+            Kind::Begin => {
+                self.transaction = Transaction::Open;
+                "BEGIN"
+            }
+            Kind::Commit | Kind::Rollback => {
+                self.transaction = Transaction::None;
+                if failed || kind == Kind::Rollback { "ROLLBACK" } else { "COMMIT" }
+            }
+            Kind::Set { name, value } => {
+                self.set(&name, &value)?;
+                "SET"
+            }
+            Kind::Deallocate(Some(name)) => {
+                self.statements.remove(&name);
+                "DEALLOCATE"
+            }
+            Kind::Deallocate(None) => {
+                self.statements.clear();
+                "DEALLOCATE ALL"
+            }
+            Kind::DiscardAll => {
+                self.statements.clear();
+                self.portals.clear();
+                "DISCARD ALL"
+            }
+            Kind::Nothing(tag) => tag,
+            Kind::Empty => {
+                self.out.bare(b'I');
+                return Ok(());
+            }
+            Kind::Query | Kind::Show(_) => {
+                return Err(Refusal::new("XX000", "this statement has rows"));
+            }
+        };
+        // ROLLBACK TO ends a failure, too: there was nothing to undo.
+        if failed && tag == "ROLLBACK" && self.transaction == Transaction::Failed {
+            self.transaction = Transaction::Open;
+        }
+        self.out.complete(tag);
+        Ok(())
+    }
+
+    /// Settings count for nothing here, but for where names are looked up.
+    fn set(&mut self, name: &str, value: &str) -> Result<(), Refusal> {
+        match name {
+            "search_path" => {
+                let named = crate::api::database(Some(value.to_owned()));
+                self.who.database = named.map_err(|p| Refusal::new("3F000", p.detail))?;
+            }
+            "application_name" => self.out.parameter("application_name", value),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn caller(&self) -> postgres::Caller {
+        postgres::Caller { user: self.who.user.clone(), pid: self.who.place.pid }
+    }
+
+    /// What `SHOW` answers.
+    fn shown(&self, name: &str) -> Result<(SchemaRef, arrow::array::RecordBatch), Refusal> {
+        let database = &self.who.database;
+        let rows = match name {
+            "all" => postgres::settings(&self.caller(), database),
+            name => {
+                let value = postgres::setting(&self.caller(), database, name);
+                let unknown = || Refusal::new("42704", format!("there is no setting `{name}`"));
+                vec![(name.to_owned(), value.ok_or_else(unknown)?)]
+            }
+        };
+        statement::shown(name, &rows)
+    }
+
+    /// Starts a query; ready when its columns are known.
+    async fn start(&mut self, sql: &str, params: Params) -> Result<Running, Stop> {
+        let state = Arc::clone(&self.who.state);
+        let caller = Some(self.caller());
+        let asked = state.query.run_for(self.who.scope, &self.who.database, sql, params, caller);
+        let answer: QueryAnswer = self.unless_stopped(asked).await??;
+        Ok(Running::new(answer))
+    }
+
+    /// Waits for something unless the statement is cancelled, the token withdrawn, or the client
+    /// gone. One that has sent more already cannot be seen to go, but it will not go unread.
+    async fn unless_stopped<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
+        let who = &self.who;
+        let more = !self.from.buffer().is_empty();
+        let gone = async {
+            if more {
+                return std::future::pending().await;
+            }
+            match self.from.fill_buf().await {
+                Ok([]) => std::io::Error::from(std::io::ErrorKind::UnexpectedEof),
+                Ok(_) => std::future::pending().await,
+                Err(e) => e,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = who.place.cancelled.notified() => Err(Refusal::cancelled().into()),
+            () = who.state.catalog.withdrawn(&who.principal) => {
+                Err(Stop::Fatal(Refusal::withdrawn()))
+            }
+            done = work => Ok(done),
+            gone = gone => Err(gone.into()),
+        }
+    }
+
+    /// Sends rows, `most` of them or all for 0; whether that was all there are.
+    async fn send(
+        &mut self,
+        running: &mut Running,
+        formats: &[Format],
+        most: u32,
+    ) -> Result<bool, Stop> {
+        let mut sent = 0;
+        loop {
+            while let Some(row) = running.row() {
+                if most > 0 && sent == most {
+                    running.put_back();
+                    self.out.bare(b's');
+                    return Ok(false);
+                }
+                put_row(&mut self.out, running.columns(), row, formats)?;
+                sent += 1;
+                if self.out.buffer.len() > SEND_BYTES {
+                    self.flush().await?;
+                }
+            }
+            let Some(rows) = running.rest() else { break };
+            // Rows that are there go out while the next ones are made.
+            self.flush().await?;
+            match self.unless_stopped(rows.next()).await? {
+                Some(batch) => running.take(batch?)?,
+                None => running.end(),
+            }
+        }
+        self.out.complete(&running.tag());
+        Ok(true)
+    }
+
+    /// One message of the extended protocol.
+    async fn extended(&mut self, message: Frontend) -> Result<(), Stop> {
+        match message {
+            Frontend::Parse { name, sql, types } => self.parse(name, sql, types).await,
+            Frontend::Bind(bind) => Ok(self.bind(bind)?),
+            Frontend::Describe { portal, name } => Ok(self.describe(portal, &name)?),
+            Frontend::Execute { portal, rows_max } => self.execute(&portal, rows_max).await,
+            Frontend::Close { portal, name } => {
+                if portal {
+                    self.portals.remove(&name);
+                } else {
+                    self.statements.remove(&name);
+                }
+                self.out.bare(b'3');
+                Ok(())
+            }
+            _ => Err(Refusal::new("0A000", "COPY and function calls are not offered").into()),
+        }
+    }
+
+    async fn parse(&mut self, name: String, sql: String, types: Vec<u32>) -> Result<(), Stop> {
+        if !name.is_empty() && self.statements.contains_key(&name) {
+            return Err(Refusal::new("42P05", "a statement of this name is there already").into());
+        }
+        let parts = script::split(&sql);
+        let one = match parts.as_slice() {
+            [] => "",
+            [one] => one,
+            _ => return Err(Refusal::new("42601", "one statement is prepared at a time").into()),
+        };
+        let kind = script::kind(one);
+        self.may(&kind)?;
+        let statement = match &kind {
+            Kind::Query => {
+                let state = Arc::clone(&self.who.state);
+                let declared = types.iter().map(|oid| postgres::types::parameter(*oid)).collect();
+                let caller = Some(self.caller());
+                let (scope, database) = (self.who.scope, self.who.database.clone());
+                let told = state.query.describe_for(scope, &database, one, declared, caller);
+                let told = self.unless_stopped(told).await??;
+                Statement::query(one, &types, told)?
+            }
+            Kind::Show(name) => {
+                let (schema, _) = self.shown(name)?;
+                Statement::other(kind.clone(), Some(schema))
+            }
+            _ => Statement::other(kind, None),
+        };
+        let bytes: usize = self.statements.values().map(|s| s.sql.len()).sum();
+        if self.statements.len() >= STATEMENTS_MAX || bytes + sql.len() > KEPT_BYTES_MAX {
+            let text = "this connection has too many prepared statements; close some";
+            return Err(Refusal::new("53400", text).into());
+        }
+        self.statements.insert(name, Arc::new(statement));
+        self.out.bare(b'1');
+        Ok(())
+    }
+
+    fn statement(&self, name: &str) -> Result<Arc<Statement>, Refusal> {
+        let found = self.statements.get(name).cloned();
+        found.ok_or_else(|| Refusal::new("26000", format!("there is no statement `{name}`")))
+    }
+
+    fn bind(&mut self, bind: Bind) -> Result<(), Refusal> {
+        let statement = self.statement(&bind.statement)?;
+        self.may(&statement.kind)?;
+        if !bind.portal.is_empty() && self.portals.contains_key(&bind.portal) {
+            return Err(Refusal::new("42P03", "a portal of this name is there already"));
+        }
+        let bytes: usize = self.portals.values().map(|p| p.bytes).sum();
+        let name = bind.portal.clone();
+        let portal = Portal::bind(statement, bind)?;
+        if self.portals.len() >= PORTALS_MAX || bytes + portal.bytes > KEPT_BYTES_MAX {
+            return Err(Refusal::new("53400", "this connection has too many open portals"));
+        }
+        self.portals.insert(name, portal);
+        self.out.bare(b'2');
+        Ok(())
+    }
+
+    fn describe(&mut self, portal: bool, name: &str) -> Result<(), Refusal> {
+        let (statement, formats) = if portal {
+            let found = self.portals.get(name);
+            let found = found
+                .ok_or_else(|| Refusal::new("34000", format!("there is no portal `{name}`")))?;
+            (Arc::clone(&found.statement), found.formats.clone())
+        } else {
+            let statement = self.statement(name)?;
+            self.out.message(b't', |out| {
+                out.put_u16(statement.oids.len() as u16);
+                statement.oids.iter().for_each(|oid| out.put_u32(*oid));
+            });
+            (statement, Vec::new())
+        };
+        match &statement.schema {
+            Some(schema) => describe_rows(&mut self.out, schema, &formats),
+            None => self.out.bare(b'n'),
+        }
+        Ok(())
+    }
+
+    async fn execute(&mut self, name: &str, most: u32) -> Result<(), Stop> {
+        let mut portal = self
+            .portals
+            .remove(name)
+            .ok_or_else(|| Refusal::new("34000", format!("there is no portal `{name}`")))?;
+        let statement = Arc::clone(&portal.statement);
+        self.may(&statement.kind)?;
+        let mut running = match (portal.running.take(), &statement.kind) {
+            (Some(running), _) => running,
+            (None, Kind::Query) => {
+                let started = self.start(&statement.sql, portal.params.clone()).await?;
+                started.fits(&statement)?
+            }
+            (None, Kind::Show(setting)) => {
+                let (schema, batch) = self.shown(setting)?;
+                Running::of(schema, batch, "SHOW")
+            }
+            (None, other) => {
+                self.utility(other.clone())?;
+                self.portals.insert(name.to_owned(), portal);
+                return Ok(());
+            }
+        };
+        self.send(&mut running, &portal.formats, most).await?;
+        portal.running = Some(running);
+        self.portals.insert(name.to_owned(), portal);
+        Ok(())
+    }
+}
+
+/// Takes a refusal out of a result whose other ends end the connection.
+fn refused(done: Result<(), Stop>) -> Result<Result<(), Refusal>, Stop> {
+    match done {
+        Ok(()) => Ok(Ok(())),
+        Err(Stop::Refused(refusal)) => Ok(Err(refusal)),
+        Err(other) => Err(other),
+    }
+}
+
+/// The format of column `at`: none given is text, one is for all.
+fn format_of(formats: &[Format], at: usize) -> Format {
+    match formats {
+        [] => Format::Text,
+        [all] => *all,
+        each => each.get(at).copied().unwrap_or(Format::Text),
+    }
+}
+
+fn describe_rows(out: &mut Out, schema: &SchemaRef, formats: &[Format]) {
+    out.message(b'T', |out| {
+        out.put_u16(schema.fields().len() as u16);
+        for (at, field) in schema.fields().iter().enumerate() {
+            let ty = postgres::types::of(field.data_type());
+            put_text(out, field.name());
+            // Of no table and no column that has a number.
+            out.put_u32(0);
+            out.put_u16(0);
+            out.put_u32(ty.oid);
+            out.put_i16(ty.len);
+            out.put_i32(-1);
+            out.put_u16(u16::from(format_of(formats, at) == Format::Binary));
+        }
+    });
+}
+
+fn put_row(
+    out: &mut Out,
+    columns: &[arrow::array::ArrayRef],
+    row: usize,
+    formats: &[Format],
+) -> Result<(), Refusal> {
+    let mut failed = None;
+    out.message(b'D', |out| {
+        out.put_u16(columns.len() as u16);
+        for (at, column) in columns.iter().enumerate() {
+            if let Err(e) = value::put(out, column, row, format_of(formats, at)) {
+                failed.get_or_insert(e);
+            }
+        }
+    });
+    match failed {
+        None => Ok(()),
+        Some(e) => Err(Refusal::new("22000", format!("a value cannot be sent: {e}"))),
+    }
+}
