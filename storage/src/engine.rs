@@ -628,7 +628,7 @@ impl Engine {
         let running = self.running.load();
         let access = FileAccess { tenant, ..running.access.clone() };
         let shared = &running.shared;
-        Watch::new(&shared.tail, shared.durable_lsn(), &self.limits.memory, access)
+        Watch::new(&shared.tail, || shared.durable_lsn(), &self.limits.memory, access)
     }
 
     /// Figures of a tenant's tables: files, overlap, and what its rows have cost.

@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering, fence},
     },
     time::Duration,
 };
@@ -98,25 +98,48 @@ impl Tail {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether somebody watches the tenant or may come back.
+    /// Whether somebody watches the tenant or may come back. Asked again after a write is visible:
+    /// who begins to watch meanwhile has not seen the write's position, or is seen here.
     pub(crate) fn wants(&self, tenant: TenantId) -> bool {
+        fence(Ordering::SeqCst);
         self.count.load(Ordering::Acquire) > 0 && self.tenants().contains_key(&tenant)
     }
 
-    /// Starts to keep a tenant's writes, those after `durable`.
-    fn watch(&self, tenant: TenantId, durable: u64, memory: &Arc<MemoryBudget>) -> Arc<Watched> {
+    /// Starts to keep a tenant's writes, those after `durable`, which is asked once writes are kept.
+    fn watch(
+        &self,
+        tenant: TenantId,
+        durable: impl FnOnce() -> u64,
+        memory: &Arc<MemoryBudget>,
+    ) -> Arc<Watched> {
         let mut tenants = self.tenants();
-        let entry = tenants.entry(tenant).or_insert_with(|| {
-            let held = memory.hold(MemoryClass::Memtable, 0);
-            let ring = Ring { kept: VecDeque::new(), bytes: 0, floor: durable, held };
-            let watched =
-                Arc::new(Watched { ring: Mutex::new(ring), newest: watch::Sender::new(durable) });
-            Entry { watched, lonely: None }
-        });
-        entry.lonely = None;
-        let watched = Arc::clone(&entry.watched);
+        if let Some(entry) = tenants.get_mut(&tenant) {
+            entry.lonely = None;
+            return Arc::clone(&entry.watched);
+        }
+        let held = memory.hold(MemoryClass::Memtable, 0);
+        let ring = Ring { kept: VecDeque::new(), bytes: 0, floor: 0, held };
+        let watched = Arc::new(Watched { ring: Mutex::new(ring), newest: watch::Sender::new(0) });
+        // Nothing is noted before the position is known: the writer waits for the lock on the ring.
+        let mut ring = watched.ring();
+        tenants.insert(tenant, Entry { watched: Arc::clone(&watched), lonely: None });
         self.count.store(tenants.len(), Ordering::Release);
+        fence(Ordering::SeqCst);
+        ring.floor = durable();
+        watched.newest.send_replace(ring.floor);
+        drop(ring);
         watched
+    }
+
+    /// A write is durable and visible whose rows were not kept, because nobody watched when it
+    /// began.
+    pub(crate) fn missed(&self, tenant: TenantId, lsn: u64) {
+        let watched = self.tenants().get(&tenant).map(|e| Arc::clone(&e.watched));
+        if let Some(watched) = watched {
+            let mut ring = watched.ring();
+            ring.floor = ring.floor.max(lsn);
+            watched.newest.send_if_modified(|n| lsn > std::mem::replace(n, lsn.max(*n)));
+        }
     }
 
     /// Takes in a write that is durable and visible.
@@ -133,7 +156,8 @@ impl Tail {
         self.count.store(tenants.len(), Ordering::Release);
         let Some(watched) = tenants.get(&tenant).map(|e| Arc::clone(&e.watched)) else { return };
         drop(tenants);
-        watched.ring().push(lsn, pieces);
+        let mut ring = watched.ring();
+        ring.push(lsn, pieces);
         watched.newest.send_replace(lsn);
     }
 }
@@ -186,7 +210,7 @@ pub struct Watch {
 impl Watch {
     pub(crate) fn new(
         tail: &Tail,
-        durable: u64,
+        durable: impl FnOnce() -> u64,
         memory: &Arc<MemoryBudget>,
         access: FileAccess,
     ) -> Self {
@@ -212,8 +236,8 @@ impl Watch {
 
     /// The rows of a table that were written after `after`, as far as they make one step.
     pub fn since(&self, after: Lsn, database: &str, table: &str) -> Result<Fresh, Lagged> {
-        let newest = self.newest().0;
         let ring = self.watched.ring();
+        let newest = self.newest().0;
         if after.0 < ring.floor || after.0 > newest {
             return Err(Lagged { resume: Lsn(ring.floor.max(newest)) });
         }

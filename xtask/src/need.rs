@@ -37,7 +37,7 @@ struct Need {
     present: fn() -> bool,
 }
 
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 5] = [
     Need {
         why: "linking, and compiling aws-lc and zstd",
         package: "build-essential",
@@ -56,6 +56,11 @@ const NEEDS: [Need; 4] = [
         why: "the client tests",
         package: "python3-venv",
         present: || runs("python3", &["-c", "import venv, ensurepip"]),
+    },
+    Need {
+        why: "the client tests over PostgreSQL's protocol",
+        package: "postgresql-client",
+        present: || runs("psql", &["--version"]),
     },
     Need {
         why: "the README's own lines",

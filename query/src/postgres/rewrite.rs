@@ -1,14 +1,13 @@
 //! PostgreSQL's own names, operators and casts, as the rest of the engine has them.
 //!
-//! Owns: the walk over the tree. Never: changes a statement that uses none of them, or looks at
-//! text instead of the tree.
+//! Owns: the walk over the tree. Never: changes a statement that uses none of them.
 
 use std::ops::ControlFlow;
 
 use datafusion::sql::{
     parser::Statement,
     sqlparser::ast::{
-        Array, BinaryOperator, DataType, Expr, FunctionArguments, Ident, ObjectName,
+        Array, BinaryOperator, DataType, Expr, Function, FunctionArguments, Ident, ObjectName,
         ObjectNamePart, Query, Select, SelectItem, VisitMut, VisitorMut,
     },
 };
@@ -120,6 +119,12 @@ impl VisitorMut for Walk<'_> {
                 }
                 _ => None,
             },
+            // psql adds the options of a table's overflow, which no table has.
+            Expr::BinaryOp { left, op: BinaryOperator::StringConcat, right }
+                if is_array_of_unnested(right) =>
+            {
+                Some(left.as_ref().clone())
+            }
             // "one of the schemas that are searched", as Grafana asks it.
             Expr::InSubquery { expr, subquery, negated }
                 if subquery.to_string().contains("current_setting('search_path')") =>
@@ -183,6 +188,14 @@ impl Walk<'_> {
             _ => None,
         }
     }
+}
+
+fn is_array_of_unnested(expr: &Expr) -> bool {
+    let Expr::Function(Function { name, args: FunctionArguments::Subquery(query), .. }) = expr
+    else {
+        return false;
+    };
+    own_name(name).is_some_and(|n| n == "array") && query.to_string().contains("unnest(")
 }
 
 fn is_current_schema(ident: &Ident) -> bool {

@@ -26,6 +26,8 @@ pub(super) enum Kind {
     /// Forgets one prepared statement, or all.
     Deallocate(Option<String>),
     DiscardAll,
+    /// What only PostgreSQL does.
+    NotOffered,
 }
 
 /// The length of what stands at the start of `text` and has no `;` that counts: a quoted text, a
@@ -149,6 +151,11 @@ pub(super) fn kind(text: &str) -> Kind {
         ["RESET", ..] => Kind::Nothing("RESET"),
         ["UNLISTEN", ..] => Kind::Nothing("UNLISTEN"),
         ["CLOSE", "ALL", ..] => Kind::Nothing("CLOSE CURSOR ALL"),
+        [
+            "COPY" | "DECLARE" | "FETCH" | "MOVE" | "CLOSE" | "LISTEN" | "NOTIFY" | "CALL" | "DO",
+            ..,
+        ]
+        | ["LOCK" | "PREPARE" | "EXECUTE", ..] => Kind::NotOffered,
         ["DISCARD", "ALL", ..] => Kind::DiscardAll,
         ["DISCARD", ..] => Kind::Nothing("DISCARD"),
         ["DEALLOCATE", "PREPARE", ..] => Kind::Deallocate(words.get(2).map(|n| unquoted(n))),
@@ -230,6 +237,7 @@ mod tests {
             ("SHOW COLUMNS FROM cpu", Kind::Query),
             ("DEALLOCATE \"S_1\"", Kind::Deallocate(Some("S_1".into()))),
             ("DISCARD ALL", Kind::DiscardAll),
+            ("COPY cpu TO STDOUT", Kind::NotOffered),
             ("SELECT 'BEGIN'", Kind::Query),
             ("DROP TABLE cpu", Kind::Query),
             (" -- only a comment", Kind::Empty),

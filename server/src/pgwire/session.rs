@@ -41,6 +41,8 @@ const IDLE_MAX: Duration = Duration::from_secs(3600);
 /// Prepared statements of one connection, and portals.
 const STATEMENTS_MAX: usize = 256;
 const PORTALS_MAX: usize = 64;
+/// Statements of one text of the simple protocol.
+const SCRIPT_MAX: usize = 100;
 /// Bytes of the texts of prepared statements, and of the values of portals.
 const KEPT_BYTES_MAX: usize = 4 << 20;
 
@@ -241,6 +243,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
         if statements.is_empty() {
             self.out.bare(b'I');
         }
+        if statements.len() > SCRIPT_MAX {
+            let text = format!("a text has at most {SCRIPT_MAX} statements");
+            return Err(Refusal::new("54001", text).into());
+        }
         for sql in statements {
             let kind = script::kind(sql);
             self.may(&kind)?;
@@ -305,6 +311,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
             Kind::Empty => {
                 self.out.bare(b'I');
                 return Ok(());
+            }
+            Kind::NotOffered => {
+                let text = "this statement is not offered here: there are queries, SHOW and SET";
+                return Err(Refusal::new("0A000", text));
             }
             Kind::Query | Kind::Show(_) => {
                 return Err(Refusal::new("XX000", "this statement has rows"));
@@ -462,6 +472,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
             Kind::Show(name) => {
                 let (schema, _) = self.shown(name)?;
                 Statement::other(kind.clone(), Some(schema))
+            }
+            Kind::NotOffered => {
+                self.utility(kind)?;
+                return Ok(());
             }
             _ => Statement::other(kind, None),
         };

@@ -332,7 +332,7 @@ mod tests {
         check(at(i64::MIN), "1677-09-21 00:12:43.145224+00", "ffdbde631ee4cc08");
         let plain = TimestampSecondArray::from(vec![0]);
         check(plain, "1970-01-01 00:00:00", "fffca2fec4c82000");
-        check(Date32Array::from(vec![-719_529]), "0001-12-31 BC", "fff4da8a");
+        check(Date32Array::from(vec![-719_529]), "0002-12-31 BC", "fff4da8a");
     }
 
     #[test]

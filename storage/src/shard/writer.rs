@@ -659,6 +659,8 @@ impl ShardWriter {
         self.shared.note_lsn(write.lsn);
         if watched {
             self.shared.tail.note(write.tenant, write.lsn, pieces, self.clock.monotonic());
+        } else if self.shared.tail.wants(write.tenant) {
+            self.shared.tail.missed(write.tenant, write.lsn);
         }
         tenant.handle.ingest.note(&write.noted);
         write.noted.count(write.tenant);

@@ -20,7 +20,7 @@ _BIN = os.environ.get("MILLRACE_BIN", "millrace")
 
 
 class Server:
-    """A running server: `url`, `host`, `port`, `token`, `ca` (path of the CA file)."""
+    """A running server: `url`, `port`, `pg_port`, `token`, `ca` (path of the CA file)."""
 
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="millrace-clients-")
@@ -29,7 +29,8 @@ class Server:
         self.token = self._token("write,read")
         self.read_token = self._token("read")
         self.process = subprocess.Popen(
-            [_BIN, "serve", "--data-dir", self.data, "--listen", "127.0.0.1:0"],
+            [_BIN, "serve", "--data-dir", self.data]
+            + ["--listen", "127.0.0.1:0", "--pg-listen", "127.0.0.1:0"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -61,6 +62,9 @@ class Server:
         said = []
         for line in self.process.stdout:
             said.append(line)
+            pg = re.search(r"PostgreSQL clients connect to 127\.0\.0\.1:(\d+)", line)
+            if pg:
+                self.pg_port = int(pg.group(1))
             found = re.search(r"https://127\.0\.0\.1:[1-9]\d*", line)
             if found:
                 return found.group(0)

@@ -87,6 +87,7 @@ pub(super) fn command(bytes: &[u8]) -> Result<Command, Status> {
     let entries = match &command {
         Command::CommandGetSqlInfo(ask) => ask.info.len(),
         Command::CommandGetTables(ask) => ask.table_types.len(),
+        Command::Unknown(_) => return Err(unreadable("the command")),
         _ => 0,
     };
     if entries > LIST_MAX {
