@@ -171,7 +171,7 @@ fn l1_metadata_calls_list_databases_tables_types_and_abilities() {
         let columns = tables.column_by_name("table_schema").unwrap().as_binary::<i32>().value(0);
         let columns: Schema = IpcMessage(columns.to_vec().into()).try_into().unwrap();
         let columns: Vec<&str> = columns.fields().iter().map(|f| f.name().as_str()).collect();
-        assert_eq!(columns, ["host", "time", "n", "up", "usage"]);
+        assert_eq!(columns, ["host", "time", "n", "usage", "up"]);
         let info = flight.get_table_types().await.unwrap();
         assert_eq!(rows(&mut flight, info).await.unwrap().num_rows(), 2);
         let info = flight.get_sql_info(vec![SqlInfo::FlightSqlServerName]).await.unwrap();
