@@ -7,7 +7,9 @@
 //! for a client that does not read longer than [`SLOW_READER`].
 //! Invariant: after an error in the extended protocol nothing is done until Sync.
 
+mod extended;
 mod portal;
+mod simple;
 mod statement;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -25,9 +27,8 @@ use self::{
 };
 use super::{
     cancel::Place,
-    message::{self, Bind, Broken, Frontend, Out, put_text},
+    message::{self, Broken, Frontend, Out, put_text},
     refusal::{Reach, Refusal},
-    script::{self, Kind},
     value::{self, Format},
 };
 use crate::api::State;
@@ -237,128 +238,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
         Ok(())
     }
 
-    /// Statements of the simple protocol, up to the first that fails.
-    async fn script(&mut self, text: &str) -> Result<(), Stop> {
-        let statements = script::split(text);
-        if statements.is_empty() {
-            self.out.bare(b'I');
-        }
-        if statements.len() > SCRIPT_MAX {
-            let text = format!("a text has at most {SCRIPT_MAX} statements");
-            return Err(Refusal::new("54001", text).into());
-        }
-        for sql in statements {
-            let kind = script::kind(sql);
-            self.may(&kind)?;
-            match kind {
-                Kind::Query => {
-                    let mut running = self.start(sql, Params::None).await?;
-                    describe_rows(&mut self.out, &running.schema, &[]);
-                    self.send(&mut running, &[], 0).await?;
-                }
-                Kind::Show(name) => {
-                    let (schema, batch) = self.shown(&name)?;
-                    describe_rows(&mut self.out, &schema, &[]);
-                    let mut running = Running::of(schema, batch, "SHOW");
-                    self.send(&mut running, &[], 0).await?;
-                }
-                other => self.utility(other)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Nothing but its end may follow an error inside a transaction.
-    fn may(&self, kind: &Kind) -> Result<(), Refusal> {
-        let ends = matches!(kind, Kind::Commit | Kind::Rollback | Kind::Empty)
-            || *kind == Kind::Nothing("ROLLBACK");
-        if self.transaction == Transaction::Failed && !ends {
-            return Err(Refusal::new("25P02", "the transaction has failed; end it with ROLLBACK"));
-        }
-        Ok(())
-    }
-
-    /// A statement that concerns the connection alone.
-    fn utility(&mut self, kind: Kind) -> Result<(), Refusal> {
-        let failed = self.transaction == Transaction::Failed;
-        let tag = match kind {
-            Kind::Begin => {
-                self.transaction = Transaction::Open;
-                "BEGIN"
-            }
-            Kind::Commit | Kind::Rollback => {
-                self.transaction = Transaction::None;
-                if failed || kind == Kind::Rollback { "ROLLBACK" } else { "COMMIT" }
-            }
-            Kind::Set { name, value } => {
-                self.set(&name, &value)?;
-                "SET"
-            }
-            Kind::Deallocate(Some(name)) => {
-                self.statements.remove(&name);
-                "DEALLOCATE"
-            }
-            Kind::Deallocate(None) => {
-                self.statements.clear();
-                "DEALLOCATE ALL"
-            }
-            Kind::DiscardAll => {
-                self.statements.clear();
-                self.portals.clear();
-                "DISCARD ALL"
-            }
-            Kind::Nothing(tag) => tag,
-            Kind::Empty => {
-                self.out.bare(b'I');
-                return Ok(());
-            }
-            Kind::NotOffered => {
-                let text = "this statement is not offered here: there are queries, SHOW and SET";
-                return Err(Refusal::new("0A000", text));
-            }
-            Kind::Query | Kind::Show(_) => {
-                return Err(Refusal::new("XX000", "this statement has rows"));
-            }
-        };
-        // ROLLBACK TO ends a failure, too: there was nothing to undo.
-        if failed && tag == "ROLLBACK" && self.transaction == Transaction::Failed {
-            self.transaction = Transaction::Open;
-        }
-        self.out.complete(tag);
-        Ok(())
-    }
-
-    /// Settings count for nothing here, but for where names are looked up.
-    fn set(&mut self, name: &str, value: &str) -> Result<(), Refusal> {
-        match name {
-            "search_path" => {
-                let named = crate::api::database(Some(value.to_owned()));
-                self.who.database = named.map_err(|p| Refusal::new("3F000", p.detail))?;
-            }
-            "application_name" => self.out.parameter("application_name", value),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn caller(&self) -> postgres::Caller {
-        postgres::Caller { user: self.who.user.clone(), pid: self.who.place.pid }
-    }
-
-    /// What `SHOW` answers.
-    fn shown(&self, name: &str) -> Result<(SchemaRef, arrow::array::RecordBatch), Refusal> {
-        let database = &self.who.database;
-        let rows = match name {
-            "all" => postgres::settings(&self.caller(), database),
-            name => {
-                let value = postgres::setting(&self.caller(), database, name);
-                let unknown = || Refusal::new("42704", format!("there is no setting `{name}`"));
-                vec![(name.to_owned(), value.ok_or_else(unknown)?)]
-            }
-        };
-        statement::shown(name, &rows)
-    }
-
     /// Starts a query; ready when its columns are known.
     async fn start(&mut self, sql: &str, params: Params) -> Result<Running, Stop> {
         let state = Arc::clone(&self.who.state);
@@ -425,140 +304,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
         }
         self.out.complete(&running.tag());
         Ok(true)
-    }
-
-    /// One message of the extended protocol.
-    async fn extended(&mut self, message: Frontend) -> Result<(), Stop> {
-        match message {
-            Frontend::Parse { name, sql, types } => self.parse(name, sql, types).await,
-            Frontend::Bind(bind) => Ok(self.bind(bind)?),
-            Frontend::Describe { portal, name } => Ok(self.describe(portal, &name)?),
-            Frontend::Execute { portal, rows_max } => self.execute(&portal, rows_max).await,
-            Frontend::Close { portal, name } => {
-                if portal {
-                    self.portals.remove(&name);
-                } else {
-                    self.statements.remove(&name);
-                }
-                self.out.bare(b'3');
-                Ok(())
-            }
-            _ => Err(Refusal::new("0A000", "COPY and function calls are not offered").into()),
-        }
-    }
-
-    async fn parse(&mut self, name: String, sql: String, types: Vec<u32>) -> Result<(), Stop> {
-        if !name.is_empty() && self.statements.contains_key(&name) {
-            return Err(Refusal::new("42P05", "a statement of this name is there already").into());
-        }
-        let parts = script::split(&sql);
-        let one = match parts.as_slice() {
-            [] => "",
-            [one] => one,
-            _ => return Err(Refusal::new("42601", "one statement is prepared at a time").into()),
-        };
-        let kind = script::kind(one);
-        self.may(&kind)?;
-        let statement = match &kind {
-            Kind::Query => {
-                let state = Arc::clone(&self.who.state);
-                let declared = types.iter().map(|oid| postgres::types::parameter(*oid)).collect();
-                let caller = Some(self.caller());
-                let (scope, database) = (self.who.scope, self.who.database.clone());
-                let told = state.query.describe_for(scope, &database, one, declared, caller);
-                let told = self.unless_stopped(told).await??;
-                Statement::query(one, &types, told)?
-            }
-            Kind::Show(name) => {
-                let (schema, _) = self.shown(name)?;
-                Statement::other(kind.clone(), Some(schema))
-            }
-            Kind::NotOffered => {
-                self.utility(kind)?;
-                return Ok(());
-            }
-            _ => Statement::other(kind, None),
-        };
-        let bytes: usize = self.statements.values().map(|s| s.sql.len()).sum();
-        if self.statements.len() >= STATEMENTS_MAX || bytes + sql.len() > KEPT_BYTES_MAX {
-            let text = "this connection has too many prepared statements; close some";
-            return Err(Refusal::new("53400", text).into());
-        }
-        self.statements.insert(name, Arc::new(statement));
-        self.out.bare(b'1');
-        Ok(())
-    }
-
-    fn statement(&self, name: &str) -> Result<Arc<Statement>, Refusal> {
-        let found = self.statements.get(name).cloned();
-        found.ok_or_else(|| Refusal::new("26000", format!("there is no statement `{name}`")))
-    }
-
-    fn bind(&mut self, bind: Bind) -> Result<(), Refusal> {
-        let statement = self.statement(&bind.statement)?;
-        self.may(&statement.kind)?;
-        if !bind.portal.is_empty() && self.portals.contains_key(&bind.portal) {
-            return Err(Refusal::new("42P03", "a portal of this name is there already"));
-        }
-        let bytes: usize = self.portals.values().map(|p| p.bytes).sum();
-        let name = bind.portal.clone();
-        let portal = Portal::bind(statement, bind)?;
-        if self.portals.len() >= PORTALS_MAX || bytes + portal.bytes > KEPT_BYTES_MAX {
-            return Err(Refusal::new("53400", "this connection has too many open portals"));
-        }
-        self.portals.insert(name, portal);
-        self.out.bare(b'2');
-        Ok(())
-    }
-
-    fn describe(&mut self, portal: bool, name: &str) -> Result<(), Refusal> {
-        let (statement, formats) = if portal {
-            let found = self.portals.get(name);
-            let found = found
-                .ok_or_else(|| Refusal::new("34000", format!("there is no portal `{name}`")))?;
-            (Arc::clone(&found.statement), found.formats.clone())
-        } else {
-            let statement = self.statement(name)?;
-            self.out.message(b't', |out| {
-                out.put_u16(statement.oids.len() as u16);
-                statement.oids.iter().for_each(|oid| out.put_u32(*oid));
-            });
-            (statement, Vec::new())
-        };
-        match &statement.schema {
-            Some(schema) => describe_rows(&mut self.out, schema, &formats),
-            None => self.out.bare(b'n'),
-        }
-        Ok(())
-    }
-
-    async fn execute(&mut self, name: &str, most: u32) -> Result<(), Stop> {
-        let mut portal = self
-            .portals
-            .remove(name)
-            .ok_or_else(|| Refusal::new("34000", format!("there is no portal `{name}`")))?;
-        let statement = Arc::clone(&portal.statement);
-        self.may(&statement.kind)?;
-        let mut running = match (portal.running.take(), &statement.kind) {
-            (Some(running), _) => running,
-            (None, Kind::Query) => {
-                let started = self.start(&statement.sql, portal.params.clone()).await?;
-                started.fits(&statement)?
-            }
-            (None, Kind::Show(setting)) => {
-                let (schema, batch) = self.shown(setting)?;
-                Running::of(schema, batch, "SHOW")
-            }
-            (None, other) => {
-                self.utility(other.clone())?;
-                self.portals.insert(name.to_owned(), portal);
-                return Ok(());
-            }
-        };
-        self.send(&mut running, &portal.formats, most).await?;
-        portal.running = Some(running);
-        self.portals.insert(name.to_owned(), portal);
-        Ok(())
     }
 }
 
