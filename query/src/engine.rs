@@ -12,14 +12,19 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use datafusion::{
     arrow::{array::RecordBatch, datatypes::SchemaRef},
-    prelude::SQLOptions,
+    logical_expr::LogicalPlan,
+    prelude::{SQLOptions, SessionContext},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use millrace_control::ReadScope;
 use millrace_platform::{clock::Clock, metric::Metric};
 use millrace_protocol::ids::TenantId;
-use millrace_storage::Engine;
+use millrace_storage::{Engine, TenantSnapshot};
 use tokio::sync::{mpsc, oneshot};
+
+mod describe;
+
+pub use describe::{Described, Listed, Place};
 
 use crate::{
     admission::Admission,
@@ -28,6 +33,7 @@ use crate::{
     guard,
     params::Params,
     pool::SharedMemory,
+    postgres::{Caller, Dialect},
     session::{self, Bounds},
     system::Sources,
 };
@@ -130,6 +136,10 @@ struct Work {
     database: String,
     sql: String,
     params: Params,
+    /// Of a PostgreSQL session.
+    caller: Option<Caller>,
+    /// The picture to look at, if it is not the newest of everything.
+    picture: Option<Arc<TenantSnapshot>>,
     limits: QueryLimits,
     memory: SharedMemory,
     stop: Stop,
@@ -158,6 +168,29 @@ impl QueryEngine {
         self.memory.reserved()
     }
 
+    fn work(
+        &self,
+        tenant: TenantId,
+        database: &str,
+        sql: &str,
+        params: Params,
+        stop: Stop,
+    ) -> Work {
+        Work {
+            storage: Arc::clone(&self.storage),
+            tenant,
+            now_ns: self.clock.now_ns(),
+            database: database.to_owned(),
+            sql: sql.to_owned(),
+            params,
+            caller: None,
+            picture: None,
+            limits: self.limits.clone(),
+            memory: self.memory.clone(),
+            stop,
+        }
+    }
+
     /// Runs one statement in the scope's tenant, with `database` as the default schema. Ready
     /// when the schema is known; dropping the answer ends the query.
     pub fn run(
@@ -167,23 +200,45 @@ impl QueryEngine {
         sql: &str,
         params: Params,
     ) -> BoxFuture<'static, Result<QueryAnswer, QueryError>> {
-        let tenant = scope.tenant();
+        self.run_for(scope, database, sql, params, None)
+    }
+
+    /// The same; with a caller in a session as PostgreSQL's clients expect one.
+    pub fn run_for(
+        &self,
+        scope: ReadScope,
+        database: &str,
+        sql: &str,
+        params: Params,
+        caller: Option<Caller>,
+    ) -> BoxFuture<'static, Result<QueryAnswer, QueryError>> {
+        let work = self.work(scope.tenant(), database, sql, params, Stop::default());
+        self.work_off(Work { caller, ..work })
+    }
+
+    /// Runs one statement over a picture of the scope's tenant, and of nobody else.
+    pub fn run_over(
+        &self,
+        scope: ReadScope,
+        picture: Arc<TenantSnapshot>,
+        database: &str,
+        sql: &str,
+    ) -> BoxFuture<'static, Result<QueryAnswer, QueryError>> {
+        if picture.tenant != scope.tenant() {
+            let e = QueryError::Unavailable("this picture is not the caller's".to_owned());
+            return futures::future::ready(Err(e)).boxed();
+        }
+        let work = self.work(scope.tenant(), database, sql, Params::None, Stop::default());
+        self.work_off(Work { picture: Some(picture), ..work })
+    }
+
+    fn work_off(&self, work: Work) -> BoxFuture<'static, Result<QueryAnswer, QueryError>> {
+        let tenant = work.tenant;
         let present = self.admission.arrive(tenant, &self.limits);
         let clock = Arc::clone(&self.clock);
         let handle = self.runtime.as_ref().map(|r| r.handle().clone());
         let timeout = self.limits.timeout;
-        let stop = Stop::default();
-        let work = Work {
-            storage: Arc::clone(&self.storage),
-            tenant,
-            now_ns: clock.now_ns(),
-            database: database.to_owned(),
-            sql: sql.to_owned(),
-            params,
-            limits: self.limits.clone(),
-            memory: self.memory.clone(),
-            stop: stop.clone(),
-        };
+        let stop = work.stop.clone();
         async move {
             // Counted as present from here on; a client that leaves while waiting is uncounted.
             let present = present?;
@@ -238,14 +293,20 @@ async fn task(
     outcome
 }
 
-async fn execute(
-    work: Work,
-    schema: oneshot::Sender<SchemaRef>,
-    pieces: Pieces,
-) -> Result<(), QueryError> {
-    let statement = guard::parse(&work.sql)?;
-    let snapshot =
-        work.storage.snapshot(work.tenant).map_err(|e| QueryError::Unavailable(e.to_string()))?;
+/// Guarded, parsed and planned; parameters are not bound yet.
+async fn planned(work: &Work) -> Result<(SessionContext, LogicalPlan), QueryError> {
+    let snapshot = match &work.picture {
+        Some(picture) => Arc::clone(picture),
+        None => {
+            let newest = work.storage.snapshot(work.tenant);
+            newest.map_err(|e| QueryError::Unavailable(e.to_string()))?
+        }
+    };
+    let dialect = work.caller.as_ref().map(|c| Dialect::new(c, &snapshot, &work.database));
+    let statement = match &dialect {
+        Some(dialect) => guard::parse_with(&work.sql, |statement| dialect.rewrite(statement))?,
+        None => guard::parse(&work.sql)?,
+    };
     let bounds = Bounds { limits: &work.limits, memory: &work.memory, stop: &work.stop };
     let sources = Sources {
         snapshot,
@@ -254,12 +315,24 @@ async fn execute(
         now_ns: work.now_ns,
     };
     let context = session::open(&sources, &work.database, &bounds)?;
+    if let Some(dialect) = &dialect {
+        dialect.register(&context)?;
+    }
     let plan = context.state().statement_to_plan(statement).await?;
     SQLOptions::new()
         .with_allow_ddl(false)
         .with_allow_dml(false)
         .with_allow_statements(false)
         .verify_plan(&plan)?;
+    Ok((context, plan))
+}
+
+async fn execute(
+    work: Work,
+    schema: oneshot::Sender<SchemaRef>,
+    pieces: Pieces,
+) -> Result<(), QueryError> {
+    let (context, plan) = planned(&work).await?;
     let plan = work.params.bind(plan)?;
     let mut state = context.state();
     let plan = state.optimize(&plan)?;

@@ -22,6 +22,7 @@ mod listing;
 mod operator;
 mod params;
 mod pool;
+pub mod postgres;
 mod provider;
 mod prune;
 pub mod result;
@@ -31,7 +32,7 @@ mod session;
 mod slt;
 mod system;
 
-pub use engine::{QueryAnswer, QueryEngine, QueryLimits};
+pub use engine::{Described, Listed, Place, QueryAnswer, QueryEngine, QueryLimits};
 pub use error::QueryError;
 pub use params::Params;
 pub use result::Format;

@@ -2,7 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use datafusion::{common::ParamValues, logical_expr::LogicalPlan, scalar::ScalarValue};
+use datafusion::{
+    arrow::{array::RecordBatch, datatypes::DataType},
+    common::ParamValues,
+    logical_expr::LogicalPlan,
+    scalar::ScalarValue,
+};
 use serde_json::Value;
 
 use crate::error::QueryError;
@@ -20,6 +25,19 @@ pub enum Params {
     List(Vec<Value>),
     /// By name, without the `$`.
     Named(BTreeMap<String, Value>),
+    /// With Arrow types: by name if every name is that of a place, else by position.
+    Typed(Typed),
+}
+
+/// Values with Arrow types, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Typed(Vec<(String, ScalarValue)>);
+
+impl Typed {
+    /// Bytes that the values hold.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.size()).sum()
+    }
 }
 
 impl Params {
@@ -36,11 +54,41 @@ impl Params {
         }
     }
 
+    /// From the one row of a batch: a column is a value.
+    pub fn from_batch(batch: &RecordBatch) -> Result<Self, QueryError> {
+        if batch.num_rows() != 1 {
+            return Err(QueryError::Params(format!(
+                "one row of values is bound at a time, not {}",
+                batch.num_rows()
+            )));
+        }
+        let named =
+            batch.schema_ref().fields().iter().zip(batch.columns()).map(|(field, column)| {
+                let value = ScalarValue::try_from_array(column, 0)?;
+                if value.size() > TEXT_BYTES_MAX {
+                    return Err(QueryError::Params(format!(
+                        "a value has {} bytes, the limit is {TEXT_BYTES_MAX}",
+                        value.size()
+                    )));
+                }
+                Ok((field.name().clone(), value))
+            });
+        Ok(Self::Typed(Typed(named.collect::<Result<_, QueryError>>()?)))
+    }
+
+    /// The types of values by position, for describing; empty for those that have none.
+    pub fn types(&self) -> Vec<Option<DataType>> {
+        match self {
+            Self::Typed(Typed(values)) => values.iter().map(|(_, v)| Some(v.data_type())).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Puts the values in the places of a plan; every place has a value and every value a place.
     pub(crate) fn bind(self, plan: LogicalPlan) -> Result<LogicalPlan, QueryError> {
         let places: BTreeSet<String> =
             plan.get_parameter_names()?.iter().map(|p| p.trim_start_matches('$').into()).collect();
-        let values = self.named()?;
+        let values = self.named(&places)?;
         if let Some(missing) = places.iter().find(|p| !values.contains_key(*p)) {
             return Err(QueryError::Params(format!("`${missing}` has no value")));
         }
@@ -57,8 +105,9 @@ impl Params {
     }
 
     /// All values by name; positions are the names `1`, `2` …
-    fn named(self) -> Result<BTreeMap<String, ScalarValue>, QueryError> {
+    fn named(self, places: &BTreeSet<String>) -> Result<BTreeMap<String, ScalarValue>, QueryError> {
         let named: BTreeMap<String, Value> = match self {
+            Self::Typed(Typed(values)) => return Ok(typed(values, places)),
             Self::None => BTreeMap::new(),
             Self::List(values) => (1u32..).map(|n| n.to_string()).zip(values).collect(),
             Self::Named(map) => {
@@ -67,6 +116,17 @@ impl Params {
         };
         named.into_iter().map(|(name, value)| Ok((name, scalar(&value)?))).collect()
     }
+}
+
+fn typed(
+    values: Vec<(String, ScalarValue)>,
+    places: &BTreeSet<String>,
+) -> BTreeMap<String, ScalarValue> {
+    let bare = |name: &str| name.trim_start_matches('$').to_owned();
+    if values.iter().all(|(name, _)| places.contains(&bare(name))) {
+        return values.into_iter().map(|(name, value)| (bare(&name), value)).collect();
+    }
+    (1u32..).map(|n| n.to_string()).zip(values.into_iter().map(|(_, value)| value)).collect()
 }
 
 fn scalar(value: &Value) -> Result<ScalarValue, QueryError> {

@@ -11,6 +11,7 @@ mod problem;
 mod query;
 pub(crate) mod rejected;
 mod request;
+mod subscribe;
 mod write;
 
 use std::sync::Arc;
@@ -29,11 +30,15 @@ use millrace_crypto::ledger::KeyLedger;
 use millrace_platform::clock::Clock;
 use millrace_query::QueryEngine;
 use millrace_storage::Engine;
+use tokio::sync::watch;
 
 use crate::ingest::{Admission, Budgets, decode::WIRE_BYTES_MAX};
 
 pub(crate) use code::Code;
+pub(crate) use flight::Prepared;
 pub(crate) use problem::Problem;
+pub(crate) use query::database;
+pub(crate) use subscribe::Subscriptions;
 
 /// What handlers share.
 #[derive(Debug)]
@@ -47,6 +52,12 @@ pub struct State {
     pub admission: Admission,
     /// What each tenant may send.
     pub budgets: Budgets,
+    /// Statements that Flight SQL clients prepared.
+    pub prepared: Prepared,
+    /// How many subscribers there are.
+    pub subscriptions: Subscriptions,
+    /// Turns true when the server stops: what has no end by itself ends then.
+    pub stopping: watch::Receiver<bool>,
     /// Secret seed of the hash tables that outside input fills.
     pub seed: u64,
 }
@@ -67,6 +78,7 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/api/v2/write", post(write::v2))
         .route("/write", post(write::v1))
         .route("/api/v3/query_sql", get(query::get).post(query::post))
+        .route("/api/v1/subscribe", get(subscribe::get))
         .route("/api/v1/tenants", get(admin::tenants).post(admin::create_tenant))
         .route("/api/v1/tenants/{name}", get(admin::tenant))
         .route("/api/v1/tenants/{name}/limits", axum::routing::put(admin::set_limits))

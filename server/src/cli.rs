@@ -174,10 +174,13 @@ fn serve(raw: RawSettings) -> Result<(), Failure> {
         .build()?;
     let data_dir = settings.data_dir.clone();
     let dev = settings.tls.is_none();
-    runtime.block_on(startup::run(settings, move |address| {
+    runtime.block_on(startup::run(settings, move |at| {
         let ca = data_dir.join("tls").join("ca.pem");
         let trust = if dev { format!(" (CA: {})", ca.display()) } else { String::new() };
-        say(&format!("millrace listens on https://{address}{trust}"));
+        if let Some(address) = at.pg {
+            say(&format!("PostgreSQL clients connect to {address}"));
+        }
+        say(&format!("millrace listens on https://{}{trust}", at.https));
     }))?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The Millrace server: settings to components to listeners, and the command line.
 //!
-//! Owns: TLS, HTTP, Flight, admission. Never: a plaintext listener; a row or a secret in a log;
+//! Owns: TLS, HTTP, Flight, PostgreSQL's protocol, admission. Never: a plaintext listener; a row or a secret in a log;
 //! a decision about rights (control) or a byte of storage (storage).
 
 mod api;
@@ -8,6 +8,7 @@ pub mod cli;
 mod demo;
 mod ingest;
 mod listener;
+mod pgwire;
 mod root_key;
 mod settings;
 mod startup;

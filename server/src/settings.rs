@@ -18,6 +18,10 @@ pub struct RawSettings {
     /// Address and port to listen on, TLS only; port 0 picks a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8443")]
     pub listen: String,
+    /// Address and port for PostgreSQL clients (psql, Grafana, BI), TLS only; without it there are
+    /// none. Port 0 picks a free one.
+    #[arg(long, value_name = "ADDR")]
+    pub pg_listen: Option<String>,
     /// Server certificate chain, PEM; without it a development CA is made.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
@@ -60,6 +64,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where PostgreSQL clients connect, if they may.
+    pub pg_listen: Option<SocketAddr>,
     /// Certificate and key files, if given.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Where the root key is, if said.
@@ -117,6 +123,14 @@ impl RawSettings {
             let problem = format!("`{}` is not an address and port like 0.0.0.0:8443", self.listen);
             problems.push(SettingProblem { name: "listen", problem });
         }
+        let pg_listen = self.pg_listen.as_ref().and_then(|text| {
+            let found = text.to_socket_addrs().ok().and_then(|mut a| a.next());
+            if found.is_none() {
+                let problem = format!("`{text}` is not an address and port like 0.0.0.0:5432");
+                problems.push(SettingProblem { name: "pg-listen", problem });
+            }
+            found
+        });
         let root_key = match (self.pkcs11_module, self.pkcs11_token, self.pkcs11_pin_file) {
             (Some(module), Some(token), Some(pin_file)) => {
                 Some(RootKey::Pkcs11 { module, token, pin_file })
@@ -127,6 +141,7 @@ impl RawSettings {
             Some(listen) if problems.is_empty() => Ok(Settings {
                 data_dir: self.data_dir,
                 listen,
+                pg_listen,
                 tls: self.tls_cert.zip(self.tls_key),
                 root_key,
                 memory_bytes: (memory_mib as usize) << 20,
@@ -148,6 +163,7 @@ mod tests {
         RawSettings {
             data_dir: "d".into(),
             listen: "127.0.0.1:0".into(),
+            pg_listen: None,
             tls_cert: None,
             tls_key: None,
             pkcs11_module: None,
@@ -165,13 +181,14 @@ mod tests {
     fn every_problem_is_named_at_once() {
         let raw = RawSettings {
             listen: "nowhere".into(),
+            pg_listen: Some("5432".into()),
             memory_mib: Some(63),
             memtable_mib: Some(0),
             query_timeout: 0,
             ..raw()
         };
         let names: Vec<&str> = raw.resolve(None).unwrap_err().iter().map(|p| p.name).collect();
-        assert_eq!(names, ["memory-mib", "memtable-mib", "query-timeout", "listen"]);
+        assert_eq!(names, ["memory-mib", "memtable-mib", "query-timeout", "listen", "pg-listen"]);
     }
 
     #[test]

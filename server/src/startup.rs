@@ -1,6 +1,6 @@
 //! Components in dependency order, each in a short function, and the list that calls them.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use millrace_control::{Catalog, CatalogError};
@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use crate::{
     api,
     ingest::{Admission, Budgets},
-    listener,
+    listener, pgwire,
     root_key::{self, RootKey, RootKeyError},
     settings::Settings,
     tls,
@@ -214,11 +214,24 @@ fn query(
     Ok(Arc::new(query))
 }
 
-/// Runs the server until a signal; `ready` is told the address once it listens.
-pub async fn run(
-    settings: Settings,
-    ready: impl FnOnce(std::net::SocketAddr),
-) -> Result<(), StartError> {
+/// Where the server listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// HTTP and Flight.
+    pub https: SocketAddr,
+    /// PostgreSQL's protocol, if it is offered.
+    pub pg: Option<SocketAddr>,
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpAcceptor, SocketAddr), StartError> {
+    let acceptor =
+        TcpAcceptor::bind(address).await.map_err(io(format!("cannot listen on {address}")))?;
+    let bound = acceptor.local_addr().map_err(io("the listener's address"))?;
+    Ok((acceptor, bound))
+}
+
+/// Runs the server until a signal; `ready` is told the addresses once it listens.
+pub async fn run(settings: Settings, ready: impl FnOnce(Addresses)) -> Result<(), StartError> {
     let mut stop_signal = Box::pin(stop_signal().map_err(io("signals"))?);
     let control = control(&settings.data_dir, settings.root_key.clone())?;
     let metrics = metrics()?;
@@ -242,6 +255,7 @@ pub async fn run(
         () = &mut stop_signal => return Ok(()),
     };
     let query = query(&control, &engine, &settings)?;
+    let (stop, stopped) = watch::channel(false);
     let state = Arc::new(api::State {
         clock: Arc::clone(&control.clock),
         catalog: Arc::clone(&control.catalog),
@@ -255,13 +269,17 @@ pub async fn run(
             Arc::clone(&control.catalog),
             settings.tenant_limits,
         ),
+        prepared: api::Prepared::new(Arc::clone(&control.clock), Arc::clone(&control.entropy)),
+        subscriptions: api::Subscriptions::default(),
+        stopping: stopped.clone(),
         seed: random_u64(control.entropy.as_ref()),
     });
-    let acceptor = TcpAcceptor::bind(settings.listen)
-        .await
-        .map_err(io(format!("cannot listen on {}", settings.listen)))?;
-    ready(acceptor.local_addr().map_err(io("the listener's address"))?);
-    let (stop, stopped) = watch::channel(false);
+    let (acceptor, https) = bind(settings.listen).await?;
+    let pg = match settings.pg_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    ready(Addresses { https, pg: pg.as_ref().map(|(_, address)| *address) });
     tokio::spawn(async move {
         stop_signal.await;
         tracing::info!("stopping: open requests may end, then rows are flushed");
@@ -269,6 +287,11 @@ pub async fn run(
             tracing::debug!("the listener had stopped already");
         }
     });
+    if let Some((acceptor, _)) = pg {
+        let (tls, state) = (pgwire::tls(&tls), Arc::clone(&state));
+        let entropy = Arc::clone(&control.entropy);
+        tokio::spawn(pgwire::serve(Box::new(acceptor), tls, state, entropy, stopped.clone()));
+    }
     let router = api::router(Arc::clone(&state));
     listener::serve(Box::new(acceptor), tls, router, Arc::clone(&control.clock), stopped).await;
     drop(state);

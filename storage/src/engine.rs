@@ -52,6 +52,7 @@ use crate::{
     },
     shared::Shared,
     snapshot::{self, TenantSnapshot},
+    tail::Watch,
 };
 
 /// What the engine is built from.
@@ -619,6 +620,15 @@ impl Engine {
         let running = self.running.load();
         let access = FileAccess { tenant, ..running.access.clone() };
         take_snapshot(&running.shared, &access).map(Arc::new)
+    }
+
+    /// Starts to look at what a tenant writes, from now on. Look again now and then: an engine that
+    /// opened its shard again after a failed disk knows of no earlier watcher.
+    pub fn watch(&self, tenant: TenantId) -> Watch {
+        let running = self.running.load();
+        let access = FileAccess { tenant, ..running.access.clone() };
+        let shared = &running.shared;
+        Watch::new(&shared.tail, || shared.durable_lsn(), &self.limits.memory, access)
     }
 
     /// Figures of a tenant's tables: files, overlap, and what its rows have cost.

@@ -31,6 +31,7 @@ mod shared;
 mod sim;
 mod snapshot;
 pub mod stats;
+mod tail;
 mod text;
 
 pub use compaction::{
@@ -55,3 +56,4 @@ pub use shard::{
     writer::{Receipt, WriteError, WriteRequest},
 };
 pub use snapshot::{TableSnapshot, TenantSnapshot};
+pub use tail::{Fresh, Lagged, Watch};

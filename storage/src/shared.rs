@@ -29,6 +29,7 @@ use crate::{
     memtable::chunk::Chunk,
     schema::TableSchema,
     shard::{table::TableHandle, tenant::TenantHandle, watermark::Watermarks},
+    tail::Tail,
 };
 
 /// What of the budget this shard holds for as long as it is there.
@@ -63,6 +64,8 @@ pub(crate) struct Shared {
     stopped: AtomicBool,
     /// Tenants whose new series per table and day have a limit of their own.
     series_per_day: RwLock<BTreeMap<TenantId, u64>>,
+    /// What was stored just now, for those who watch.
+    pub(crate) tail: Tail,
 }
 
 impl Shared {
@@ -83,6 +86,7 @@ impl Shared {
             sealed_bytes: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             series_per_day: RwLock::default(),
+            tail: Tail::default(),
         }
     }
 

@@ -53,6 +53,13 @@ impl TableSnapshot {
         &self.version.files
     }
 
+    /// The last write that any of its rows is from; `None` if there are no rows.
+    pub fn newest_lsn(&self) -> Option<Lsn> {
+        let chunks = self.version.flushing.iter().chain(&self.version.active);
+        let memory = chunks.map(|c| c.lsn.end.saturating_sub(1));
+        memory.chain(self.version.files.iter().map(|f| f.lsn_hi)).max().map(Lsn)
+    }
+
     /// Smallest and largest time that any row may have; `None` if there are no rows.
     pub fn time_bounds(&self) -> Option<(i64, i64)> {
         let chunks = self.version.flushing.iter().chain(&self.version.active);

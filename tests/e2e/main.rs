@@ -14,6 +14,7 @@ mod access;
 mod bad_input;
 mod edge;
 mod fleet;
+mod flight_sql;
 mod fsck;
 mod full_disk;
 mod ingest;
@@ -21,8 +22,10 @@ mod keys;
 mod limits;
 mod main_job;
 mod memory;
+mod pgwire;
 mod query;
 mod rejected;
+mod subscribe;
 
 /// 2026-01-01T00:00:00Z in nanoseconds: times of test rows count from here.
 const NEW_YEAR_NS: i64 = 1_767_225_600_000_000_000;

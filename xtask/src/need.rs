@@ -37,7 +37,7 @@ struct Need {
     present: fn() -> bool,
 }
 
-const NEEDS: [Need; 6] = [
+const NEEDS: [Need; 7] = [
     Need {
         why: "linking, and compiling aws-lc and zstd",
         package: "build-essential",
@@ -70,6 +70,11 @@ const NEEDS: [Need; 6] = [
         why: "the Sparkplug test against a node of npm",
         package: "npm",
         present: || runs("npm", &["--version"]) && runs("node", &["--version"]),
+    },
+    Need {
+        why: "the client tests over PostgreSQL's protocol",
+        package: "postgresql-client",
+        present: || runs("psql", &["--version"]),
     },
     Need {
         why: "the README's own lines",

@@ -11,6 +11,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use millrace_crypto::{
@@ -585,6 +586,45 @@ impl Catalog {
                 admin: token.admin,
             },
         })
+    }
+
+    /// Whether a token still is what it was when it was shown; true for who came without one.
+    pub fn holds(&self, principal: &Principal) -> bool {
+        let Principal::Token { tenant, token, read, write, admin } = principal else { return true };
+        let now = self.clock.now_ns();
+        self.lock().tokens.get(token).is_some_and(|t| {
+            t.tenant == Some(*tenant)
+                && (t.read, t.write, t.admin) == (*read, *write, *admin)
+                && t.expires_ns.is_none_or(|end| now < end)
+        })
+    }
+
+    /// Ends when a token is revoked, changed or over. Costs nothing while nothing changes.
+    pub async fn withdrawn(&self, principal: &Principal) {
+        let mut changes = self.changes.subscribe();
+        while self.holds(principal) {
+            let expires = self.expires_in(principal);
+            let over = async {
+                match expires {
+                    Some(left) => self.clock.sleep(left).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() {
+                    return;
+                },
+                () = over => {}
+            }
+        }
+    }
+
+    fn expires_in(&self, principal: &Principal) -> Option<Duration> {
+        let Principal::Token { token, .. } = principal else { return None };
+        let end = self.lock().tokens.get(token)?.expires_ns?;
+        let left = u64::try_from(end - self.clock.now_ns()).unwrap_or(0);
+        // The wall clock may step; at least once an hour it is looked at again.
+        Some(Duration::from_nanos(left.max(1_000_000)).min(Duration::from_secs(3600)))
     }
 
     /// Makes a claim code for one device; shown only here. Returns its end (ns).

@@ -80,4 +80,12 @@ metrics! {
     HttpRequests = "millrace_http_requests_total", "counter";
     /// Forwarder connections open now.
     ForwarderStreams = "millrace_forwarder_streams", "gauge";
+    /// PostgreSQL connections open now.
+    PgConnections = "millrace_pg_connections", "gauge";
+    /// Subscriptions open now.
+    Subscriptions = "millrace_subscriptions", "gauge";
+    /// Rows sent to subscriptions, by tenant.
+    SubscriptionRows = "millrace_subscription_rows_total", "counter";
+    /// Times that a subscription fell behind and rows were left out, by tenant.
+    SubscriptionsLagged = "millrace_subscriptions_lagged_total", "counter";
 }

@@ -9,7 +9,10 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, header, request::Parts},
 };
-use base64::Engine as _;
+use base64::{
+    Engine as _,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use millrace_control::Principal;
 
 use super::{Problem, State};
@@ -19,7 +22,14 @@ use crate::listener::Peer;
 #[derive(Debug)]
 pub(crate) struct Caller(pub(crate) Principal);
 
-fn token_of(headers: &HeaderMap) -> Option<String> {
+/// With or without padding: Arrow's Go clients leave it out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The token that headers show.
+pub(crate) fn token_of(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, rest) = value.split_once(' ')?;
     let rest = rest.trim();
@@ -27,7 +37,7 @@ fn token_of(headers: &HeaderMap) -> Option<String> {
         return Some(rest.to_owned());
     }
     if scheme.eq_ignore_ascii_case("basic") {
-        let text = base64::engine::general_purpose::STANDARD.decode(rest).ok()?;
+        let text = BASE64.decode(rest).ok()?;
         let text = String::from_utf8(text).ok()?;
         return text.split_once(':').map(|(_, password)| password.to_owned());
     }

@@ -1,22 +1,27 @@
-//! Arrow Flight: DoPut for forwarders, DoGet for InfluxDB 3 clients.
+//! Arrow Flight: DoPut for forwarders, DoGet for InfluxDB 3 clients, and Flight SQL.
 //!
 //! DoPut: a schema message, then data messages, each with a [`PutHeader`] in `app_metadata`; each
 //! is answered, in order, with a [`PutAck`] once its rows are durable. The device's certificate is
 //! the credential and is looked up again for every message, so a revoked device stops at once.
-//! DoGet: the ticket is JSON `{"database", "sql_query", "query_type": "sql"}`.
+//! DoGet: the ticket is JSON `{"database", "sql_query", "query_type": "sql"}`, or one of Flight
+//! SQL's (sql.rs), which the other calls speak too.
 //! Never: acks before the receipt; more than [`AHEAD`] messages of one stream in flight; takes a
 //! message while memory for rows is full: it stays in the connection, and its ack out.
+
+mod metadata;
+mod prepared;
+mod rows;
+mod sql;
 
 use std::sync::Arc;
 
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo,
     HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
-    encode::FlightDataEncoderBuilder,
-    error::FlightError,
     flight_service_server::{FlightService, FlightServiceServer},
+    sql::Any,
 };
-use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use millrace_control::{Principal, policy};
 use millrace_platform::metric::Metric;
 use millrace_protocol::{
@@ -27,15 +32,21 @@ use millrace_protocol::{
 };
 use millrace_query::Params;
 use millrace_storage::{Origin, REJECTED_ROWS_PER_WRITE, Rejects, Sender, WriteRequest};
+use prost::Message;
 use serde::Deserialize;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Code, Problem, State, auth};
+pub(crate) use self::prepared::Prepared;
+use self::sql::Asker;
+use super::{Code, Problem, State, auth, query::database};
 use crate::{
     ingest::raw::{self, BatchRows},
     listener::Peer,
 };
 
+/// The actions of Flight SQL that are offered.
+const CREATE_PREPARED_STATEMENT: &str = "CreatePreparedStatement";
+const CLOSE_PREPARED_STATEMENT: &str = "ClosePreparedStatement";
 /// Messages of one stream that wait for their sync at once.
 const AHEAD: usize = 8;
 /// Bytes of one message.
@@ -76,7 +87,7 @@ fn refused(code: Code, detail: impl Into<String>) -> Status {
 
 fn unimplemented<T>(what: &str) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(format!(
-        "{what} is not offered; use DoGet with a JSON ticket, or HTTP"
+        "{what} is not offered; use Flight SQL, DoGet with a JSON ticket, or HTTP"
     )))
 }
 
@@ -86,6 +97,48 @@ impl Flight {
         let headers = request.metadata().clone().into_headers();
         auth::principal(&self.state, &headers, peer)
             .ok_or_else(|| status(Problem::unauthenticated()))
+    }
+
+    /// Who asks with the right to read.
+    fn asker<T>(&self, request: &Request<T>) -> Result<Asker<'_>, Status> {
+        let headers = request.metadata().clone().into_headers();
+        Asker::new(&self.state, self.principal(request)?, &headers)
+    }
+
+    /// DoPut of somebody who is no device: the values of a prepared statement.
+    async fn put_values(
+        &self,
+        request: Request<Streaming<FlightData>>,
+    ) -> Result<PutResult, Status> {
+        self.principal(&request)?;
+        let asker = self.asker(&request);
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.unwrap_or_default();
+        let from = first.flight_descriptor.as_ref().map(|d| sql::command(&d.cmd));
+        match from {
+            Some(Ok(_)) => asker?.put(first, messages).await,
+            // Who has a token but no certificate is somebody, but not a device.
+            _ => Err(refused(Code::Forbidden, "DoPut of rows needs a device certificate")),
+        }
+    }
+
+    /// DoGet of a ticket in JSON.
+    async fn get_json(
+        &self,
+        principal: &Principal,
+        ticket: &[u8],
+    ) -> Result<sql::Messages, Status> {
+        let scope = policy::to_read(principal).map_err(|e| status(Problem::from(e)))?;
+        let ticket: JsonTicket = serde_json::from_slice(ticket).map_err(|e| {
+            refused(Code::BadTicket, format!("the ticket is not JSON with sql_query: {e}"))
+        })?;
+        if ticket.query_type.as_deref().is_some_and(|t| t != "sql") {
+            return Err(refused(Code::BadTicket, "only query_type `sql` is offered"));
+        }
+        let params = Params::from_json(ticket.params).map_err(|e| status(Problem::from(e)))?;
+        let database = database(ticket.database).map_err(status)?;
+        let answer = self.state.query.run(scope, &database, &ticket.sql_query, params).await;
+        Ok(rows::messages(answer.map_err(|e| status(Problem::from(e)))?))
     }
 }
 
@@ -197,9 +250,18 @@ impl FlightService for Flight {
 
     async fn handshake(
         &self,
-        _: Request<Streaming<HandshakeRequest>>,
+        request: Request<Streaming<HandshakeRequest>>,
     ) -> Result<Response<Self::HandshakeStream>, Status> {
-        unimplemented("Handshake")
+        self.principal(&request)?;
+        let headers = request.metadata().clone().into_headers();
+        // The token is the session: it is handed back in the form that later calls show.
+        let token = auth::token_of(&headers).ok_or_else(|| status(Problem::unauthenticated()))?;
+        let answer = HandshakeResponse { protocol_version: 0, ..HandshakeResponse::default() };
+        let mut response = Response::new(futures::stream::iter([Ok(answer)]).boxed());
+        if let Ok(value) = format!("Bearer {token}").parse() {
+            response.metadata_mut().insert("authorization", value);
+        }
+        Ok(response)
     }
 
     async fn list_flights(
@@ -211,9 +273,10 @@ impl FlightService for Flight {
 
     async fn get_flight_info(
         &self,
-        _: Request<FlightDescriptor>,
+        request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        unimplemented("GetFlightInfo")
+        let asker = self.asker(&request)?;
+        Ok(Response::new(asker.info(request.into_inner()).await?))
     }
 
     async fn poll_flight_info(
@@ -225,9 +288,11 @@ impl FlightService for Flight {
 
     async fn get_schema(
         &self,
-        _: Request<FlightDescriptor>,
+        request: Request<FlightDescriptor>,
     ) -> Result<Response<SchemaResult>, Status> {
-        unimplemented("GetSchema")
+        let asker = self.asker(&request)?;
+        let schema = asker.info(request.into_inner()).await?.schema;
+        Ok(Response::new(SchemaResult { schema }))
     }
 
     async fn do_get(
@@ -235,32 +300,14 @@ impl FlightService for Flight {
         request: Request<Ticket>,
     ) -> Result<Response<Self::DoGetStream>, Status> {
         let principal = self.principal(&request)?;
-        let scope = policy::to_read(&principal).map_err(|e| status(Problem::from(e)))?;
-        let ticket: JsonTicket =
-            serde_json::from_slice(&request.get_ref().ticket).map_err(|e| {
-                refused(Code::BadTicket, format!("the ticket is not JSON with sql_query: {e}"))
-            })?;
-        if ticket.query_type.as_deref().is_some_and(|t| t != "sql") {
-            return Err(refused(Code::BadTicket, "only query_type `sql` is offered"));
-        }
-        let params = Params::from_json(ticket.params).map_err(|e| status(Problem::from(e)))?;
-        let database =
-            ticket.database.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".into());
-        let answer = self
-            .state
-            .query
-            .run(scope, &database, &ticket.sql_query, params)
-            .await
-            .map_err(|e| status(Problem::from(e)))?;
-        let rows = answer.rows.map_err(|e| FlightError::Tonic(Box::new(status(Problem::from(e)))));
-        let stream = FlightDataEncoderBuilder::new()
-            .with_schema(answer.schema)
-            .build(rows)
-            .map_err(|e| match e {
-                FlightError::Tonic(status) => *status,
-                other => Status::internal(other.to_string()),
-            });
-        Ok(Response::new(stream.boxed()))
+        let ticket = &request.get_ref().ticket;
+        // Anything that is text is taken for JSON, so that its author reads what is wrong with it.
+        let stream = if ticket.first() == Some(&b'{') || Any::decode(ticket.as_ref()).is_err() {
+            self.get_json(&principal, ticket).await?
+        } else {
+            self.asker(&request)?.get(ticket).await?
+        };
+        Ok(Response::new(stream))
     }
 
     async fn do_put(
@@ -268,9 +315,8 @@ impl FlightService for Flight {
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoPutStream>, Status> {
         let Some((device, serial)) = request.extensions().get::<Peer>().and_then(|p| p.0) else {
-            // Who has a token but no certificate is somebody, but not a device.
-            self.principal(&request)?;
-            return Err(refused(Code::Forbidden, "DoPut needs a device certificate"));
+            let bound = self.put_values(request).await?;
+            return Ok(Response::new(futures::stream::iter([Ok(bound)]).boxed()));
         };
         let Some(Principal::Device { tenant, .. }) =
             self.state.catalog.device_principal(device, serial)
@@ -310,16 +356,36 @@ impl FlightService for Flight {
 
     async fn do_action(
         &self,
-        _: Request<Action>,
+        request: Request<Action>,
     ) -> Result<Response<Self::DoActionStream>, Status> {
-        unimplemented("DoAction")
+        let asker = self.asker(&request)?;
+        let action = request.into_inner();
+        let results = match action.r#type.as_str() {
+            CREATE_PREPARED_STATEMENT => {
+                let body = asker.prepare(&action.body).await?;
+                vec![Ok(arrow_flight::Result { body })]
+            }
+            CLOSE_PREPARED_STATEMENT => {
+                asker.close(&action.body)?;
+                Vec::new()
+            }
+            _ => return unimplemented("this action"),
+        };
+        Ok(Response::new(futures::stream::iter(results).boxed()))
     }
 
     async fn list_actions(
         &self,
         _: Request<Empty>,
     ) -> Result<Response<Self::ListActionsStream>, Status> {
-        Ok(Response::new(futures::stream::empty().boxed()))
+        let action = |name: &str, what: &str| {
+            Ok(ActionType { r#type: name.to_owned(), description: what.to_owned() })
+        };
+        let actions = [
+            action(CREATE_PREPARED_STATEMENT, "keeps a statement and says what it answers"),
+            action(CLOSE_PREPARED_STATEMENT, "forgets a statement"),
+        ];
+        Ok(Response::new(futures::stream::iter(actions).boxed()))
     }
 }
 

@@ -66,6 +66,20 @@ fn bad_format(e: millrace_query::QueryError) -> Problem {
     Problem::new(Code::BadParameter, e.to_string())
 }
 
+/// Where names without a database are looked up.
+pub(crate) fn database(named: Option<String>) -> Result<String, Problem> {
+    let database = named.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".to_owned());
+    if database.len() > 63
+        || !database.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    {
+        return Err(Problem::new(
+            Code::BadDatabase,
+            "a database has 1 to 63 characters of A-Z a-z 0-9 _ . -",
+        ));
+    }
+    Ok(database)
+}
+
 async fn answer(
     state: &Arc<State>,
     principal: &Principal,
@@ -79,15 +93,7 @@ async fn answer(
     let format: Format =
         question.format.as_deref().unwrap_or("json").parse().map_err(bad_format)?;
     let params = Params::from_json(question.params.unwrap_or(Value::Null))?;
-    let database = question.db.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".to_owned());
-    if database.len() > 63
-        || !database.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
-    {
-        return Err(Problem::new(
-            Code::BadDatabase,
-            "a database has 1 to 63 characters of A-Z a-z 0-9 _ . -",
-        ));
-    }
+    let database = database(question.db)?;
     let answer = state.query.run(scope, &database, &sql, params).await?;
     let mut pieces = result::encode(format, answer);
     // The first piece decides the status: most errors come before any row.

@@ -42,6 +42,7 @@ use crate::{
     series::dictionary::SeriesDictionary,
     shared::Shared,
     stats::{LATE_NS, Noted},
+    tail::Piece,
 };
 
 /// Rows to store.
@@ -631,8 +632,19 @@ impl ShardWriter {
 
     fn publish(&mut self, proof: &Synced, write: Appended) -> Result<Receipt, WriteError> {
         let Some(tenant) = self.tenants.get(&write.tenant) else { return Err(WriteError::Stopped) };
+        let watched = self.shared.tail.wants(write.tenant);
+        let mut pieces = Vec::new();
         for (name, chunk) in write.chunks {
             if let Some(table) = tenant.tables.get(&name) {
+                if watched {
+                    pieces.push(Piece {
+                        database: name.0.clone(),
+                        table: name.1.clone(),
+                        schema: Arc::clone(&table.schema),
+                        handle: Arc::clone(&table.handle),
+                        chunk: chunk.clone(),
+                    });
+                }
                 self.shared.publish(&table.handle, &table.schema, chunk);
             }
         }
@@ -645,6 +657,11 @@ impl ShardWriter {
             mark = Some(*to);
         }
         self.shared.note_lsn(write.lsn);
+        if watched {
+            self.shared.tail.note(write.tenant, write.lsn, pieces, self.clock.monotonic());
+        } else if self.shared.tail.wants(write.tenant) {
+            self.shared.tail.missed(write.tenant, write.lsn);
+        }
         tenant.handle.ingest.note(&write.noted);
         write.noted.count(write.tenant);
         let id = write.tenant.to_string();

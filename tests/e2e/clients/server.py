@@ -10,15 +10,17 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import tempfile
 import threading
+import urllib.request
 
 _BIN = os.environ.get("MILLRACE_BIN", "millrace")
 
 
 class Server:
-    """A running server: `url`, `host`, `port`, `token`, `ca` (path of the CA file)."""
+    """A running server: `url`, `port`, `pg_port`, `token`, `ca` (path of the CA file)."""
 
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="millrace-clients-")
@@ -27,7 +29,8 @@ class Server:
         self.token = self._token("write,read")
         self.read_token = self._token("read")
         self.process = subprocess.Popen(
-            [_BIN, "serve", "--data-dir", self.data, "--listen", "127.0.0.1:0"],
+            [_BIN, "serve", "--data-dir", self.data]
+            + ["--listen", "127.0.0.1:0", "--pg-listen", "127.0.0.1:0"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -59,6 +62,9 @@ class Server:
         said = []
         for line in self.process.stdout:
             said.append(line)
+            pg = re.search(r"PostgreSQL clients connect to 127\.0\.0\.1:(\d+)", line)
+            if pg:
+                self.pg_port = int(pg.group(1))
             found = re.search(r"https://127\.0\.0\.1:[1-9]\d*", line)
             if found:
                 return found.group(0)
@@ -67,6 +73,18 @@ class Server:
     def _drain(self):
         for _ in self.process.stdout:
             pass
+
+    def write(self, database, lines):
+        """Writes line protocol with nanosecond times; all of it must be taken."""
+        request = urllib.request.Request(
+            f"{self.url}/api/v3/write_lp?db={database}&precision=nanosecond",
+            data=lines.encode(),
+            headers={"Authorization": f"Bearer {self.token}"},
+        )
+        trust = ssl.create_default_context(cafile=self.ca)
+        with urllib.request.urlopen(request, context=trust) as answer:
+            if answer.status != 204:
+                raise RuntimeError(answer.read())
 
     def stop(self):
         """Ends the server and removes its folder."""

@@ -138,7 +138,7 @@ async fn collect(
 }
 
 /// A Flight connection that trusts one CA and shows a certificate if it has one.
-async fn connect(
+pub async fn connect(
     base: &str,
     ca: &str,
     identity: Option<(String, Vec<u8>)>,

@@ -142,6 +142,21 @@ impl Client {
         Ok(Answer { status: answer.status().as_u16(), headers, body })
     }
 
+    /// Opens a stream of server-sent events, with the id of the last one that was seen.
+    pub fn stream(&self, path: &str, last: Option<&str>) -> impl std::io::Read + Send + use<> {
+        let mut request = Request::builder().uri(format!("{}{path}", self.base));
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let answer = self.agent.run(request.body(()).expect("a request"));
+        let answer = answer.expect("the server answers");
+        assert_eq!(answer.status().as_u16(), 200, "{path}");
+        answer.into_body().into_reader()
+    }
+
     /// [`Self::send`], once more if the connection was gone: a server that answers before it has
     /// read a body closes the connection, and an idle one may be closed at any time.
     pub fn send_twice(

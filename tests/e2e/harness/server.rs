@@ -197,6 +197,14 @@ impl World {
         std::fs::read_to_string(self.ca_path()).expect("the server made a development CA")
     }
 
+    /// Where PostgreSQL clients connect, if the settings have `--pg-listen`.
+    pub fn pg(&self) -> std::net::SocketAddr {
+        let said = String::from_utf8_lossy(&self.said()).into_owned();
+        let at = said.rsplit("PostgreSQL clients connect to ").next().unwrap_or_default();
+        let at = at.split_whitespace().next().and_then(|a| a.parse().ok());
+        at.unwrap_or_else(|| panic!("no address for PostgreSQL in: {said}"))
+    }
+
     /// A client of the running server.
     pub fn client(&self, token: Option<&str>) -> Client {
         Client::new(&self.server().base, &self.ca(), token)
