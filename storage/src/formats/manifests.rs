@@ -44,6 +44,7 @@ fn delta() -> Delta {
         lsn_lo: 1,
         lsn_hi: 3,
         bytes: 2200,
+        erased_to: 0,
     };
     let schema = TableSchema {
         table_id: 1,
@@ -53,12 +54,9 @@ fn delta() -> Delta {
         version: 2,
     };
     let table = TableDelta {
-        database: "default".into(),
-        schema,
         added_files: vec![Arc::new(file)],
-        removed_files: Vec::new(),
         added_series: vec![SeriesSection { section: section(0xa3, 2200, 260), count: 2, day: 0 }],
-        removed_series: Vec::new(),
+        ..TableDelta::of("default", &schema)
     };
     let key =
         StreamKey { device: DeviceId([0xd1; 16]), stream: "cpu".parse().unwrap(), epoch: Epoch(1) };
@@ -66,6 +64,7 @@ fn delta() -> Delta {
         tables: BTreeMap::from([(1, table)]),
         streams: BTreeMap::from([(key, StreamState { hi: SeqNo(5) })]),
         next_table_id: Some(2),
+        ..TenantDelta::default()
     };
     Delta { flushed_lsn: 3, tenants: BTreeMap::from([(TENANT, tenant)]) }
 }

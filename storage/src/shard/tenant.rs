@@ -4,7 +4,7 @@
 //! await or I/O.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -30,6 +30,8 @@ pub(crate) struct TenantHandle {
     pub(crate) id: TenantId,
     /// The first table id that the manifest knows to be unused.
     pub(crate) next_table_id: u64,
+    /// Tables that were dropped.
+    pub(crate) dropped: BTreeSet<u64>,
     /// When it was last asked for, monotonic seconds: what has long not been may be let go.
     used_s: AtomicU64,
     tables: RwLock<Arc<Tables>>,
@@ -50,6 +52,7 @@ impl TenantHandle {
         Self {
             id,
             next_table_id,
+            dropped: BTreeSet::new(),
             used_s: AtomicU64::new(0),
             tables: RwLock::new(Arc::new(tables)),
             durable: Mutex::new(durable),
@@ -77,6 +80,12 @@ impl TenantHandle {
     pub(crate) fn add_table(&self, table: &str, handle: Arc<TableHandle>) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut tables).insert((handle.database.clone(), table.to_owned()), handle);
+    }
+
+    /// Takes a dropped table away; the writer alone calls it.
+    pub(crate) fn remove_table(&self, name: &(String, String)) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut tables).remove(name);
     }
 
     /// The highest contiguous durable number of a stream; 0 if nothing is.

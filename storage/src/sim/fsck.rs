@@ -217,14 +217,7 @@ fn commit(disk: &SimDisk, change: impl FnOnce(&TableManifest, &mut TableDelta)) 
     let mut manifest = block_on(ManifestStore::open(store, keys, entropy, 0, 1000)).unwrap();
     let current = manifest.current();
     let now = table(&current);
-    let mut delta = TableDelta {
-        database: now.database.clone(),
-        schema: now.schema.clone(),
-        added_files: Vec::new(),
-        removed_files: Vec::new(),
-        added_series: Vec::new(),
-        removed_series: Vec::new(),
-    };
+    let mut delta = TableDelta::of(&now.database, &now.schema);
     change(now, &mut delta);
     let tables = [(now.schema.table_id, delta)].into_iter().collect();
     let tenant = TenantDelta { tables, ..TenantDelta::default() };
