@@ -19,7 +19,9 @@ use super::{
 use crate::{
     erase::{Cause, Tombstone, ended},
     flush::{FlushError, Maintenance},
-    manifest::{CommitError, Delta, TableDelta, TableManifest, TenantDelta},
+    manifest::{
+        CommitError, Delta, TableDelta, TableManifest, TenantDelta, TenantManifest, parts::Packed,
+    },
 };
 
 /// Tenants of one pass.
@@ -42,6 +44,11 @@ pub struct RetentionReport {
     pub blocked: usize,
     /// Whether more is due now.
     pub more: bool,
+}
+
+/// Whether a table has series and no rows.
+fn bare(table: &TableManifest) -> bool {
+    table.files.is_empty() && !table.series_sections.is_empty()
 }
 
 /// What leaves of one tenant.
@@ -79,6 +86,7 @@ impl Maintenance {
                 leaving.extend(self.leaving(id, now, &mut report)?);
             }
             self.let_leave(leaving, now, &mut report).await?;
+            self.let_series_leave(now).await?;
             for id in self.due.take_unknown(TENANTS_MAX) {
                 self.set_due(id, now)?;
             }
@@ -95,6 +103,9 @@ impl Maintenance {
             && let Some(part) = self.manifest.tenant(&id).map_err(CommitError::Record)?
         {
             at = next_due(&part, &rules, now);
+            if part.tables.values().any(bare) {
+                self.due.set_bare(id, now);
+            }
             if self.limits.retention.blocked(id).is_some() {
                 at = at.map(|at| at.max(now.saturating_add(DAY_NS)));
             }
@@ -165,6 +176,44 @@ impl Maintenance {
             bytes = report.bytes,
             "files that are out of retention have left"
         );
+        Ok(())
+    }
+
+    /// Series of tables without rows leave, too, of tenants that sleep: nobody has them in memory.
+    /// First what a waker reads, then the record: should that fail, series are made anew that the
+    /// manifest still has, which changes nothing.
+    async fn let_series_leave(&mut self, now: i64) -> Result<(), FlushError> {
+        let mut tenants = BTreeMap::new();
+        for id in self.due.take_bare(now) {
+            let part = self.manifest.tenant(&id).map_err(CommitError::Record)?;
+            let Some(part) = part else { continue };
+            let mut left = TenantManifest::clone(&part);
+            let mut tables = BTreeMap::new();
+            for (table_id, table) in left.tables.iter_mut().filter(|(_, t)| bare(t)) {
+                let mut delta = TableDelta::of(&table.database, &table.schema);
+                let sections = table.series_sections.drain(..);
+                delta.removed_series = sections.map(|s| s.section).collect();
+                tables.insert(*table_id, delta);
+            }
+            let left = Packed::pack(&left).map_err(CommitError::Record)?;
+            if tables.is_empty() {
+                continue;
+            }
+            if self.shared.moved(id, left) {
+                tenants.insert(id, TenantDelta { tables, ..TenantDelta::default() });
+            } else {
+                self.due.set_bare(id, now.saturating_add(DAY_NS));
+            }
+        }
+        if tenants.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<TenantId> = tenants.keys().copied().collect();
+        let flushed_lsn = self.manifest.flushed_lsn();
+        self.commit(Delta { flushed_lsn, tenants }).await?;
+        for id in ids {
+            self.manifest.pack(&id).map_err(CommitError::Record)?;
+        }
         Ok(())
     }
 

@@ -14,6 +14,8 @@ pub(crate) struct DueQueue {
     queue: BTreeSet<(i64, TenantId)>,
     /// Tenants whose moment has to be told anew.
     unknown: BTreeSet<TenantId>,
+    /// Tenants with series that no row needs, and when to look whether they sleep.
+    bare: BTreeMap<TenantId, i64>,
 }
 
 impl DueQueue {
@@ -48,6 +50,21 @@ impl DueQueue {
         let due = self.queue.iter().take_while(|(at, _)| *at <= now).take(most);
         let due: Vec<TenantId> = due.map(|(_, id)| *id).collect();
         due.iter().for_each(|id| self.set(*id, None));
+        due
+    }
+
+    /// A tenant has series that no row needs; looked at from `at` on.
+    pub(crate) fn set_bare(&mut self, tenant: TenantId, at: i64) {
+        self.bare.insert(tenant, at);
+    }
+
+    /// Those to be looked at now.
+    pub(crate) fn take_bare(&mut self, now: i64) -> Vec<TenantId> {
+        let due: Vec<TenantId> =
+            self.bare.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        due.iter().for_each(|id| {
+            self.bare.remove(id);
+        });
         due
     }
 

@@ -29,7 +29,7 @@ pub(crate) type Tables = BTreeMap<(String, String), Arc<TableHandle>>;
 pub(crate) struct TenantHandle {
     pub(crate) id: TenantId,
     /// The first table id that the manifest knows to be unused.
-    pub(crate) next_table_id: u64,
+    next_table_id: AtomicU64,
     /// Tables that were dropped.
     pub(crate) dropped: BTreeSet<u64>,
     /// When it was last asked for, monotonic seconds: what has long not been may be let go.
@@ -51,7 +51,7 @@ impl TenantHandle {
     ) -> Self {
         Self {
             id,
-            next_table_id,
+            next_table_id: AtomicU64::new(next_table_id),
             dropped: BTreeSet::new(),
             used_s: AtomicU64::new(0),
             tables: RwLock::new(Arc::new(tables)),
@@ -85,7 +85,15 @@ impl TenantHandle {
     /// Takes a dropped table away; the writer alone calls it.
     pub(crate) fn remove_table(&self, name: &(String, String)) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut tables).remove(name);
+        if let Some(gone) = Arc::make_mut(&mut tables).remove(name) {
+            // Its number is never used again: the log may still have something under it.
+            self.next_table_id.fetch_max(gone.table_id.saturating_add(1), Ordering::AcqRel);
+        }
+    }
+
+    /// The first table id that is known to be unused.
+    pub(crate) fn next_table_id(&self) -> u64 {
+        self.next_table_id.load(Ordering::Acquire)
     }
 
     /// The highest contiguous durable number of a stream; 0 if nothing is.

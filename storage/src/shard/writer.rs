@@ -439,7 +439,7 @@ impl ShardWriter {
                     .collect::<BTreeMap<_, _>>();
                 let highest = tables.values().map(|t| t.handle.table_id).max().unwrap_or(0);
                 let pending = handle.all_durable();
-                let next_table_id = handle.next_table_id.max(highest + 1);
+                let next_table_id = handle.next_table_id().max(highest + 1);
                 let allowance = self.allowances.remove(&id).unwrap_or_default();
                 new.insert(TenantState {
                     handle,

@@ -74,6 +74,8 @@ struct Years {
     right_since: i64,
     plans: Vec<Plan>,
     held: BTreeSet<&'static str>,
+    /// When a table was held last.
+    released: BTreeMap<&'static str, i64>,
     /// Rows that were acknowledged and have never been out of their limit.
     owed: BTreeSet<Key>,
     /// Rows that were out of their limit, of a table that was not held then: they may be gone.
@@ -97,6 +99,7 @@ impl Years {
             right_since: START_NS - 10 * DAY_NS,
             plans: vec![first],
             held: BTreeSet::new(),
+            released: BTreeMap::new(),
             owed: BTreeSet::new(),
             free: BTreeSet::new(),
             trace: Vec::new(),
@@ -132,7 +135,7 @@ impl Years {
             segment_bytes: 64 << 10,
             checkpoint_every: 8,
             // As often as not the tenant sleeps when it is due.
-            idle_after: Duration::from_secs(86_400 * (self.seed & 1) * 1000),
+            idle_after: Duration::from_secs(86_400 * (1 - self.seed % 2) * 1000),
             ..EngineLimits::default()
         };
         let config = EngineConfig {
@@ -364,10 +367,11 @@ impl Years {
 
     /// Files that are past their limit as a whole are gone within a day.
     fn check_due(&self, snapshot: &TenantSnapshot, table: &str) {
-        if self.held.contains(table) {
+        let day_ago = self.now - DAY_NS;
+        if self.held.contains(table) || self.released.get(table).is_some_and(|at| *at > day_ago) {
             return;
         }
-        let from = self.stored_from(table, self.now).saturating_sub(DAY_NS);
+        let from = self.stored_from(table, day_ago);
         let found = snapshot.databases.get("default").and_then(|d| d.get(table));
         if let Some(file) = found.and_then(|t| t.files().iter().find(|f| f.t_max < from)) {
             let late = (from - file.t_max) as f64 / DAY_NS as f64;
@@ -398,7 +402,9 @@ impl Years {
 
     fn change_hold(&mut self) {
         let table = TABLES[self.dice.below(2) as usize];
-        if !self.held.remove(table) {
+        if self.held.remove(table) {
+            self.released.insert(table, self.now);
+        } else {
             self.held.insert(table);
         }
         self.note("hold", &format!("{:?}", self.held));
