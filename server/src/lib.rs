@@ -8,6 +8,7 @@ pub mod cli;
 mod demo;
 mod ingest;
 mod listener;
+mod retention;
 mod root_key;
 mod settings;
 mod startup;
