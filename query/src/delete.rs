@@ -139,8 +139,7 @@ async fn pick(
     condition: &str,
 ) -> Result<Option<Picked>, QueryError> {
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    let sql =
-        format!("SELECT * FROM {}.{} WHERE {condition}", quoted(&table.0), quoted(&table.1));
+    let sql = format!("SELECT * FROM {}.{} WHERE {condition}", quoted(&table.0), quoted(&table.1));
     // What was written passes the same guard as a query.
     let statement = guard::parse(&sql)?;
     let stop = Stop::default();
@@ -230,8 +229,11 @@ mod tests {
         // What is sent after the deletion lives, though it is the same.
         world.fill();
         assert_eq!(rows(&world), all);
-        delete(&world, &format!("DELETE FROM cpu WHERE time >= '{NEW_YEAR_NS}'::bigint::timestamp"))
-            .ok();
+        delete(
+            &world,
+            &format!("DELETE FROM cpu WHERE time >= '{NEW_YEAR_NS}'::bigint::timestamp"),
+        )
+        .ok();
         delete(&world, "DELETE FROM cpu WHERE time >= '2020-01-01T00:00:00Z'").unwrap();
         assert_eq!(rows(&world), "");
     }

@@ -33,11 +33,11 @@ use millrace_wal::{Recovery, Replayed, Wal, WalError};
 use object_store::ObjectStore;
 
 use crate::{
-    delete::{DeleteError, DeleteRequest, Deleted},
     compaction::{
         driver::Wanted,
         history::{CompactionRecord, TableStats},
     },
+    delete::{DeleteError, DeleteRequest, Deleted},
     files::{FileAccess, FileCache},
     flush::{FlushError, FlushReport, Maintenance},
     gc::{self, Garbage, SweepError},
@@ -46,7 +46,9 @@ use crate::{
     manifest::{ManifestError, ManifestStore, record::RecordError},
     object::local::DurableLocalStore,
     planted::{Bug, planted},
-    retention::{Blocked, ClockState, Forecast, RetentionReport, Rules, TableName, due::DueQueue, forecast},
+    retention::{
+        Blocked, ClockState, Forecast, RetentionReport, Rules, TableName, due::DueQueue, forecast,
+    },
     shard::{
         replay::{self, ReplayError, ReplayReport},
         tenant::TenantHandle,
@@ -1096,9 +1098,8 @@ fn drop_table(
 ) -> Result<Deleted, DeleteError> {
     let handle = maintenance.deletable(tenant, table)?;
     handle.close(true);
-    let done = flush_all(maintenance, unfinished, to_writer).and_then(|()| {
-        futures::executor::block_on(maintenance.drop_table(tenant, table, &handle))
-    });
+    let done = flush_all(maintenance, unfinished, to_writer)
+        .and_then(|()| futures::executor::block_on(maintenance.drop_table(tenant, table, &handle)));
     if done.is_err() {
         handle.close(false);
         return done;

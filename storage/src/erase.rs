@@ -60,10 +60,7 @@ impl Tombstone {
     /// Whether rows of a file may be taken by it.
     pub(crate) fn concerns(&self, file: &FileEntry) -> bool {
         let older = file.lsn_hi <= self.seq || planted(Bug::DeleteTakesNewer);
-        older
-            && file.erased_to < self.id
-            && file.t_min <= self.t_max
-            && file.t_max >= self.t_min
+        older && file.erased_to < self.id && file.t_min <= self.t_max && file.t_max >= self.t_min
     }
 
     fn takes(&self, sid: SeriesId) -> bool {
@@ -103,7 +100,8 @@ pub(crate) fn erase(
     for stretch in &source.stretches {
         let rows = stretch.start..stretch.start + stretch.rows;
         covered.get_mut(rows.clone()).unwrap_or_default().fill(true);
-        let gone = taken_rows(time.get(rows.clone()).unwrap_or_default(), stretch.rank, tombstones, view);
+        let gone =
+            taken_rows(time.get(rows.clone()).unwrap_or_default(), stretch.rank, tombstones, view);
         let mut left = stretch.rows;
         for range in gone {
             let part = keep.get_mut(rows.start + range.start..rows.start + range.end);
@@ -175,7 +173,10 @@ mod tests {
         let file = |time, lsn, erased_to| FileEntry { erased_to, ..entry(1, 0, time, lsn, 1) };
         assert!(tombstone.concerns(&file((20, 30), (1, 100), 0)));
         assert!(tombstone.concerns(&file((0, 10), (1, 5), 6)));
-        assert!(!tombstone.concerns(&file((0, 30), (1, 101), 0)), "has newer rows, so a merge made it");
+        assert!(
+            !tombstone.concerns(&file((0, 30), (1, 101), 0)),
+            "has newer rows, so a merge made it"
+        );
         assert!(!tombstone.concerns(&file((0, 30), (1, 100), 7)), "rewritten since");
         assert!(!tombstone.concerns(&file((0, 9), (1, 100), 0)));
         assert!(!tombstone.concerns(&file((21, 30), (1, 100), 0)));

@@ -41,8 +41,8 @@ pub use compaction::{
     level,
 };
 pub use delete::{DELETED_SERIES_MAX, DeleteError, DeleteRequest, Deleted};
-pub use erase::{Cause, Tombstone};
 pub use engine::{Engine, EngineConfig, EngineStats, OpenError, Shard, SnapshotError};
+pub use erase::{Cause, Tombstone};
 pub use flush::{FlushError, FlushReport};
 pub use gc::SweepError;
 pub use idle::WakeError;

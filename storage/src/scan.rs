@@ -241,10 +241,7 @@ impl TableSnapshot {
     }
 }
 
-async fn plan_scan(
-    table: Arc<TableSnapshot>,
-    mut request: ScanRequest,
-) -> Result<Scan, ReadError> {
+async fn plan_scan(table: Arc<TableSnapshot>, mut request: ScanRequest) -> Result<Scan, ReadError> {
     // Whatever is asked, what is out of retention is not shown, also of files that have more.
     request.time.start = request.time.start.max(table.shown_from);
     let fields: Vec<(u32, FieldType)> = {

@@ -76,7 +76,8 @@ impl TenantSnapshot {
     /// Its tables as a forecast looks at them: names and files.
     pub(crate) fn tables(&self) -> TenantManifest {
         let mut out = TenantManifest::default();
-        let all = self.databases.iter().flat_map(|(db, tables)| tables.values().map(move |t| (db, t)));
+        let all =
+            self.databases.iter().flat_map(|(db, tables)| tables.values().map(move |t| (db, t)));
         for (database, table) in all {
             let known = TableManifest {
                 database: database.clone(),

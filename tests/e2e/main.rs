@@ -23,6 +23,7 @@ mod main_job;
 mod memory;
 mod query;
 mod rejected;
+mod retention;
 
 /// 2026-01-01T00:00:00Z in nanoseconds: times of test rows count from here.
 const NEW_YEAR_NS: i64 = 1_767_225_600_000_000_000;

@@ -63,7 +63,8 @@ impl Plan {
         if Self::built_in().iter().any(|b| b.name == self.name) {
             return wrong("a built-in plan cannot be changed; define one of another name");
         }
-        let (raw, rollup) = (self.raw_days.unwrap_or(u32::MAX), self.rollup_days.unwrap_or(u32::MAX));
+        let (raw, rollup) =
+            (self.raw_days.unwrap_or(u32::MAX), self.rollup_days.unwrap_or(u32::MAX));
         if rollup < raw {
             return wrong("rollups are kept at least as long as the rows that they stand for");
         }
@@ -206,11 +207,8 @@ mod tests {
 
     #[test]
     fn a_plan_that_contradicts_itself_is_refused() {
-        let plan = |raw, rollup, hot| Plan {
-            rollup_days: rollup,
-            hot_days: hot,
-            ..Plan::of("own", raw)
-        };
+        let plan =
+            |raw, rollup, hot| Plan { rollup_days: rollup, hot_days: hot, ..Plan::of("own", raw) };
         assert!(plan(Some(90), Some(365), Some(30)).check().is_ok());
         assert!(plan(None, None, Some(30)).check().is_ok());
         for (plan, why) in [

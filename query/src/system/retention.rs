@@ -84,7 +84,8 @@ pub(super) fn rows(from: &Sources) -> Result<RecordBatch> {
             all.push(row(name, table.shown_from(), &rules, now, &leaving));
         }
     }
-    let held: ArrayRef = std::sync::Arc::new(BooleanArray::from_iter(all.iter().map(|r| Some(r.held))));
+    let held: ArrayRef =
+        std::sync::Arc::new(BooleanArray::from_iter(all.iter().map(|r| Some(r.held))));
     let columns = vec![
         texts(all.iter().map(|r| &r.table.0)),
         texts(all.iter().map(|r| &r.table.1)),

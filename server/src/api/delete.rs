@@ -38,9 +38,9 @@ pub(crate) async fn post(
     };
     let scope = policy::to_administer(&principal, *tenant)?;
     let Json(Statement { db, q, params }) = statement.map_err(json_problem)?;
-    let sql = q.filter(|q| !q.trim().is_empty()).ok_or_else(|| {
-        Problem::new(Code::SqlSyntax, "there is no statement: give it as `q`")
-    })?;
+    let sql = q
+        .filter(|q| !q.trim().is_empty())
+        .ok_or_else(|| Problem::new(Code::SqlSyntax, "there is no statement: give it as `q`"))?;
     let params = Params::from_json(params.unwrap_or(Value::Null))?;
     let database = db.filter(|d| !d.is_empty()).unwrap_or_else(|| "default".to_owned());
     let done = state.query.delete(scope, &database, &sql, params).await?;

@@ -9,7 +9,9 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use millrace_control::{AdminScope, Catalog, Hold, Plan, Principal, Shorter, Tenant, Terms, policy};
+use millrace_control::{
+    AdminScope, Catalog, Hold, Plan, Principal, Shorter, Tenant, Terms, policy,
+};
 use millrace_storage::retention::{DAY_NS, Forecast, Rules};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -77,11 +79,8 @@ pub(crate) fn shorten(
     days: Option<u32>,
     now_ns: Option<i64>,
 ) -> Result<Tenant, Problem> {
-    let shorter = Shorter {
-        database: database.to_owned(),
-        table: table.to_owned(),
-        days: days.unwrap_or(0),
-    };
+    let shorter =
+        Shorter { database: database.to_owned(), table: table.to_owned(), days: days.unwrap_or(0) };
     Ok(catalog.shorten(scope, shorter, days.is_none(), who(principal), now_ns)?)
 }
 
@@ -130,9 +129,9 @@ fn show_running(state: &State, scope: AdminScope) -> Result<Value, Problem> {
     let clock = state.engine.clock_state();
     let rules = state.engine.retention(scope.tenant()).unwrap_or_default();
     let countdown = rules.countdown(&(String::new(), String::new()), clock.now_ns);
-    let blocked = state.engine.retention_blocked(scope.tenant()).map(|b| {
-        json!({ "files": b.files, "rows": b.rows, "bytes": b.bytes, "bytes_all": b.bytes_all })
-    });
+    let blocked = state.engine.retention_blocked(scope.tenant()).map(
+        |b| json!({ "files": b.files, "rows": b.rows, "bytes": b.bytes, "bytes_all": b.bytes_all }),
+    );
     if let Some(shown) = shown.as_object_mut() {
         shown.insert(
             "countdown".into(),
@@ -311,7 +310,9 @@ pub(crate) async fn preview(
     let scope = administer(&state.catalog, &principal, tenant.as_deref())?;
     let now = state.engine.clock_state().now_ns;
     let rules = match plan {
-        None => state.engine.retention(scope.tenant()).map(|r| Rules::clone(&r)).unwrap_or_default(),
+        None => {
+            state.engine.retention(scope.tenant()).map(|r| Rules::clone(&r)).unwrap_or_default()
+        }
         Some(plan) => with_plan(&state.catalog, scope, &plan, now)?,
     };
     let ahead = i64::from(days.unwrap_or(AHEAD_DAYS)).saturating_mul(DAY_NS);
@@ -324,12 +325,7 @@ pub(crate) async fn preview(
 }
 
 /// The rules as they would be with another plan from now on.
-fn with_plan(
-    catalog: &Catalog,
-    scope: AdminScope,
-    plan: &str,
-    now: i64,
-) -> Result<Rules, Problem> {
+fn with_plan(catalog: &Catalog, scope: AdminScope, plan: &str, now: i64) -> Result<Rules, Problem> {
     let plan = catalog.plans().into_iter().find(|p| p.name == plan);
     let plan = plan.ok_or(millrace_control::CatalogError::NotFound("plan"))?;
     let mut history: Vec<Terms> = catalog.tenant(scope.tenant())?.terms;

@@ -224,9 +224,10 @@ fn one_plan(plan: &Value) -> String {
 }
 
 fn one_hold(hold: &Value) -> String {
-    let table = hold.get("table").and_then(Value::as_array).map(|t| {
-        t.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(".")
-    });
+    let table = hold
+        .get("table")
+        .and_then(Value::as_array)
+        .map(|t| t.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("."));
     let released = hold.get("released").and_then(Value::as_array).map(|r| {
         let at = moment(r.first().and_then(Value::as_i64));
         format!("  released {at} by {}", r.get(1).and_then(Value::as_str).unwrap_or_default())
@@ -395,8 +396,7 @@ pub(crate) fn plan(command: PlanCommand) -> Result<(), Failure> {
             check_name(&tenant)?;
             let all = target.work(
                 |c| {
-                    let scope =
-                        admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
+                    let scope = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
                     retention::show(&c.catalog, scope)
                 },
                 |c| c.get(&format!("/api/v1/retention?tenant={tenant}")),
@@ -449,8 +449,7 @@ pub(crate) fn hold(command: HoldCommand) -> Result<(), Failure> {
             check_name(&tenant)?;
             let all = target.work(
                 |c| {
-                    let scope =
-                        admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
+                    let scope = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
                     Ok(json!(c.catalog.holds(scope.tenant())))
                 },
                 |c| c.get(&format!("/api/v1/holds?tenant={tenant}")),

@@ -94,7 +94,8 @@ impl Walk<'_> {
                 && stone.t_min <= stone.t_max;
             if !sane || unknown > 0 {
                 let (id, seq) = (stone.id, stone.seq);
-                let detail = format!("tombstone {id} at log position {seq}, {unknown} series unknown");
+                let detail =
+                    format!("tombstone {id} at log position {seq}, {unknown} series unknown");
                 self.find(at, Code::Tombstone, detail);
             }
         }

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use millrace_platform::invariant::{self, Broken};
 
 use super::state::{Delta, FileEntry, Manifest, TableDelta, TableManifest};
-use crate::{compaction::overlap::keeps_order, erase::{Cause, Tombstone}};
+use crate::{
+    compaction::overlap::keeps_order,
+    erase::{Cause, Tombstone},
+};
 
 /// Checks `delta` against the manifest it would change.
 pub(crate) fn check(now: &Manifest, delta: &Delta) -> Result<(), Broken> {

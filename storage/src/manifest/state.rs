@@ -12,7 +12,10 @@ use millrace_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    column_file::bundle::SectionRef, erase::Tombstone, planted::{Bug, planted}, schema::TableSchema,
+    column_file::bundle::SectionRef,
+    erase::Tombstone,
+    planted::{Bug, planted},
+    schema::TableSchema,
 };
 
 /// One column file.

@@ -114,14 +114,14 @@ impl Book {
     /// What time it is. Says so in the log when the clock goes wrong or right.
     pub(crate) fn tell(&self, wall_ns: i64, now: Duration) -> ClockState {
         let mut waiting = self.lock();
-        let clock =
-            waiting.clock.get_or_insert_with(|| TrustedClock::start(None, wall_ns, now));
+        let clock = waiting.clock.get_or_insert_with(|| TrustedClock::start(None, wall_ns, now));
         let told = clock.tell(wall_ns, now);
         let distrust = if told.ahead_ns > 0 { told.ahead_ns } else { -told.behind_ns };
         metrics::gauge!(Metric::ClockDistrust.name()).set(distrust as f64 / 1e9);
         if told.wrong() != waiting.wrong {
             waiting.wrong = told.wrong();
-            let (ahead_s, behind_s) = (told.ahead_ns / 1_000_000_000, told.behind_ns / 1_000_000_000);
+            let (ahead_s, behind_s) =
+                (told.ahead_ns / 1_000_000_000, told.behind_ns / 1_000_000_000);
             if told.wrong() {
                 tracing::error!(
                     ahead_s,

@@ -221,8 +221,7 @@ impl Maintenance {
     /// time is deleted with them, or a longer plan would show older versions of the same rows.
     fn expire(&self, table: &TableManifest, expired: &Expired, now: i64) -> TableDelta {
         let gone: Vec<[u8; 16]> = expired.files.iter().map(|f| f.id).collect();
-        let left: Vec<_> =
-            table.files.iter().filter(|f| !gone.contains(&f.id)).cloned().collect();
+        let left: Vec<_> = table.files.iter().filter(|f| !gone.contains(&f.id)).cloned().collect();
         let stone = Arc::new(Tombstone {
             id: self.manifest.number() + 1,
             seq: self.manifest.flushed_lsn(),
@@ -291,7 +290,8 @@ impl Maintenance {
 
     /// Writes a record of the time alone, if there was none for long.
     async fn keep_clock(&mut self, now: i64) -> Result<(), FlushError> {
-        let behind = self.manifest.clock().is_none_or(|c| c.trusted_ns.saturating_add(CLOCK_NS) <= now);
+        let behind =
+            self.manifest.clock().is_none_or(|c| c.trusted_ns.saturating_add(CLOCK_NS) <= now);
         if behind {
             let flushed_lsn = self.manifest.flushed_lsn();
             self.commit(Delta { flushed_lsn, tenants: BTreeMap::new() }).await?;

@@ -240,7 +240,10 @@ mod tests {
         let plan = rules(&[(0, 365)]);
         let check = |day: i64, fuse: Fuse| {
             let expired = expired(&part, &plan, day * DAY_NS);
-            (expired.iter().map(|e| e.files.len()).sum::<usize>(), beyond_ageing(&part, &expired, fuse))
+            (
+                expired.iter().map(|e| e.files.len()).sum::<usize>(),
+                beyond_ageing(&part, &expired, fuse),
+            )
         };
         // Three days in one go, after a pause: the third one is overdue, and little.
         assert_eq!(check(369, Fuse::default()), (3, None));

@@ -255,12 +255,7 @@ impl TableHandle {
     }
 
     /// After a compaction commit: inputs leave and outputs enter, in one step.
-    pub(crate) fn compacted(
-        &self,
-        added: &[Arc<FileEntry>],
-        removed: &[[u8; 16]],
-        over: &[u64],
-    ) {
+    pub(crate) fn compacted(&self, added: &[Arc<FileEntry>], removed: &[[u8; 16]], over: &[u64]) {
         self.current.rcu(|now| {
             let mut next = TableVersion::clone(now);
             next.files.retain(|f| !removed.contains(&f.id));

@@ -543,8 +543,16 @@ impl ShardWriter {
             return Err(WriteError::Busy(SLOWED));
         }
         let id = request.tenant;
-        let rules =
-            Rules { limits: &limits, shared: &shared, now_ns, monotonic, day, per_day, first_line, id };
+        let rules = Rules {
+            limits: &limits,
+            shared: &shared,
+            now_ns,
+            monotonic,
+            day,
+            per_day,
+            first_line,
+            id,
+        };
         let WriteRequest { tenant: id, database, origin, tables: batches, sender } = request;
         let mut noted = Noted { database, source: sender.source, ..Noted::default() };
         let database = &noted.database.clone();

@@ -28,8 +28,8 @@ use super::{
     wire, world,
 };
 use crate::{
-    DeleteError, DeleteRequest, Deleted, EngineConfig, EngineLimits, OpenError, Origin, Receipt, Shard, TenantSnapshot, WriteError,
-    WriteRequest,
+    DeleteError, DeleteRequest, Deleted, EngineConfig, EngineLimits, OpenError, Origin, Receipt,
+    Shard, TenantSnapshot, WriteError, WriteRequest,
 };
 
 pub const TENANTS: u8 = 2;
@@ -225,7 +225,9 @@ impl Machine {
             limits: EngineLimits {
                 idle_after: idle_after(self.seed + self.opens),
                 // Every third opening rewrites at once, so that tombstones end.
-                erase_after: Duration::from_secs(86_400 * u64::from(!(self.seed + self.opens).is_multiple_of(3))),
+                erase_after: Duration::from_secs(
+                    86_400 * u64::from(!(self.seed + self.opens).is_multiple_of(3)),
+                ),
                 ..limits()
             },
         };

@@ -351,8 +351,7 @@ impl Years {
         let shown = self.times(snapshot, table, false);
         let from = self.shown_from(table, self.now);
         // Trusted time may be behind, and ahead by the margin.
-        let must: BTreeSet<i64> =
-            stored.range(from.saturating_add(MARGIN_NS)..).copied().collect();
+        let must: BTreeSet<i64> = stored.range(from.saturating_add(MARGIN_NS)..).copied().collect();
         if let Some(time) = must.difference(&shown).next() {
             self.fail(&format!("a row of {table} within its limit is hidden: {}", time - from));
         }
@@ -474,8 +473,10 @@ impl Years {
     fn moments(&self) -> Vec<i64> {
         let hides = self.plans.iter().skip(1).map(|p| p.from_ns + 30 * DAY_NS);
         let drops = self.plans.iter().skip(1).map(|p| p.from_ns + 37 * DAY_NS);
-        let mut all: Vec<i64> =
-            hides.chain(drops).filter(|at| (self.now + 1..self.now + DAY_NS).contains(at)).collect();
+        let mut all: Vec<i64> = hides
+            .chain(drops)
+            .filter(|at| (self.now + 1..self.now + DAY_NS).contains(at))
+            .collect();
         all.sort_unstable();
         all
     }
@@ -486,7 +487,10 @@ impl Years {
             self.event();
             for table in TABLES {
                 if self.dice.below(3) == 0 {
-                    self.write(table, self.now + self.error_ns.min(0) - self.dice.below(1000) as i64);
+                    self.write(
+                        table,
+                        self.now + self.error_ns.min(0) - self.dice.below(1000) as i64,
+                    );
                 }
             }
             for at in self.moments() {
