@@ -67,8 +67,6 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     let setup_s = begun.elapsed().as_secs_f64();
     let setup_cpu = stage.server.cpu().saturating_sub(made);
     stage.server.settle();
-    let idle_mib = stage.server.rss_now_mib() - alone_mib;
-
     stage.mark();
     let sent = stage.load(&args.common, &tokens, &batches)?;
     let requests = batches.len();
@@ -76,6 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     let mut loaded = stage.settle(sent);
     let verdict = verify(&stage, &tokens, &manifests)?;
     let cost = stage.finish(&loaded)?;
+    let idle_mib = stage.rest_mib()? - alone_mib;
     let rows = manifests.iter().flatten().map(Manifest::rows).sum();
     let tenants = args.tenants.max(1) as f64;
     let more = More::from_iter([

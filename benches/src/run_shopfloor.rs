@@ -133,7 +133,7 @@ fn once(
     );
     let (batches, filled) = generate(&mut floor, common.batch);
     let sent_bytes: usize = batches.iter().map(|b| b.body.len()).sum();
-    let stage = Stage::open(common, &format!("{bench}-{late}"))?;
+    let mut stage = Stage::open(common, &format!("{bench}-{late}"))?;
     let sent = stage.load(common, std::slice::from_ref(&stage.token), &batches)?;
     drop(batches);
     let mut loaded = stage.settle(sent);

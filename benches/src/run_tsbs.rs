@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
         args.hosts, args.hours, common.seed
     );
     let batches = generate(&mut generator, common.batch);
-    let (stage, claims) = Stage::prepared(common, "tsbs", |data| {
+    let (mut stage, claims) = Stage::prepared(common, "tsbs", |data| {
         let devices = if args.protocol == Protocol::Flight { common.connections } else { 0 };
         (0..devices).map(|_| server::claim(data, "bench")).collect::<Result<Vec<String>, _>>()
     })?;

@@ -187,7 +187,7 @@ impl Stage {
     }
 
     /// Stops the server; what everything cost.
-    pub fn finish(mut self, loaded: &Loaded) -> Result<Cost, Failed> {
+    pub fn finish(&mut self, loaded: &Loaded) -> Result<Cost, Failed> {
         let written = self.written()?;
         let before = server::on_disk(&self.data).stored_bytes;
         let verified = self.server.cpu();
@@ -202,6 +202,14 @@ impl Stage {
                 (flushed > 0.0).then(|| round((flushed + merged as f64) / flushed, 2))
             }),
         })
+    }
+
+    /// Starts the server again after [`Self::finish`] and lets it come to rest; its memory then,
+    /// MiB: what everything that is stored costs while nobody asks for it.
+    pub fn rest_mib(&mut self) -> Result<f64, Failed> {
+        self.server = Server::start(&self.data, &self.options)?;
+        self.server.settle();
+        Ok(self.server.rss_now_mib())
     }
 
     /// Bytes of column files written so far by flushes and by merges; `None` if the server has

@@ -39,7 +39,7 @@ use crate::{
     },
     memtable::{
         chunk::Chunk,
-        sort::{RowFilter, sorted_windows},
+        sort::{RowFilter, SORT_BYTES_PER_ROW, sorted_windows},
     },
     planted::{Bug, planted},
     retention::due::DueQueue,
@@ -54,9 +54,6 @@ use crate::{
     },
     shared::Shared,
 };
-
-/// Bytes for each row of a flush's plan of where it goes: in series order, then by window.
-const PLACE_BYTES: usize = 16;
 
 /// A flush sorts and encodes at most this part of the memory budget at once: the copy, its encoded
 /// form and that sealed are there at the same time.
@@ -313,7 +310,7 @@ impl Maintenance {
             let taken = chunks.get(lost..).unwrap_or_default();
             for part in parts(taken, self.limits.memory.total() / FLUSH_PART) {
                 let rows: usize = part.iter().map(|c| c.rows()).sum();
-                let _places = self.hold(rows * PLACE_BYTES);
+                let _places = self.hold(rows * SORT_BYTES_PER_ROW);
                 let lsn_lo = part.iter().map(|c| c.lsn.start).min().unwrap_or(0);
                 let lsn_hi = part.iter().map(|c| c.lsn.end).max().unwrap_or(1) - 1;
                 let windows = sorted_windows(part, &all, &fields, &view, |t| territory.slot(t));

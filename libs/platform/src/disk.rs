@@ -13,8 +13,13 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::OnceLock,
 };
+
+use direct::Direct;
+
+mod direct;
 
 /// How an existing file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,37 +141,58 @@ pub fn read_exact_at(file: &dyn DiskFile, buf: &mut [u8], offset: u64) -> io::Re
 pub struct RealDisk;
 
 #[derive(Debug)]
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    /// Where `file` was made or opened.
+    path: PathBuf,
+    /// For large writes into an allocated file.
+    direct: OnceLock<Direct>,
+}
+
+impl RealFile {
+    fn new(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_path_buf(), direct: OnceLock::new() }
+    }
+}
 
 impl DiskFile for RealFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        self.file.read_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(buf, offset)
+        match self.direct.get() {
+            Some(direct) if direct.takes(buf, offset) => direct.write(buf, offset, &self.file),
+            _ => self.file.write_all_at(buf, offset),
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        // A sync is of the file, whichever handle wrote.
+        self.file.sync_data()
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, len) {
-            Ok(()) => Ok(()),
+        match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, len) {
+            Ok(()) => {
+                if let Some(direct) = Direct::open(&self.path, &self.file) {
+                    let _ = self.direct.set(direct);
+                }
+                Ok(())
+            }
             // Some file systems (overlay, tmpfs of old kernels) have no fallocate; the file then
             // grows as it is written, which is slower but no less safe.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.0.set_len(len),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.file.set_len(len),
             Err(e) => Err(e.into()),
         }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 }
 
@@ -175,12 +201,12 @@ impl Disk for RealDisk {
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Box::new(RealFile(file)))
+        Ok(Box::new(RealFile::new(file, path)))
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(mode == OpenMode::ReadWrite).open(path)?;
-        Ok(Box::new(RealFile(file)))
+        Ok(Box::new(RealFile::new(file, path)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

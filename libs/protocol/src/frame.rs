@@ -93,6 +93,23 @@ fn put_ints<T>(out: &mut Vec<u8>, values: &[T], bits: impl Fn(&T) -> u64, base: 
     }
 }
 
+/// Writes long columns of numbers that differ in their last byte only, which most are: one pass
+/// without a comparison, where the smallest and the largest take one each. A column that counts
+/// up is never among them: more than 256 numbers that differ need more than a byte.
+fn put_near<T>(out: &mut Vec<u8>, values: &[T], bits: impl Fn(&T) -> u64) -> bool {
+    let Some(first) = values.first().filter(|_| values.len() > 256).map(&bits) else {
+        return false;
+    };
+    let differ = values.iter().fold(0, |differ, v| differ | (bits(v) ^ first));
+    if differ == 0 || differ > 0xff {
+        return false;
+    }
+    out.push(1);
+    out.extend_from_slice(&(first & !0xff).to_le_bytes());
+    out.extend(values.iter().map(|v| bits(v) as u8));
+    true
+}
+
 /// Writes `N` bytes per value, in one go.
 fn put_each<T, const N: usize>(out: &mut Vec<u8>, values: &[T], bytes: impl Fn(&T) -> [u8; N]) {
     let start = out.len();
@@ -104,24 +121,41 @@ fn put_each<T, const N: usize>(out: &mut Vec<u8>, values: &[T], bytes: impl Fn(&
 }
 
 fn put_i64s(out: &mut Vec<u8>, values: &[i64]) {
+    if put_near(out, values, |v| *v as u64) {
+        return;
+    }
     let base = values.iter().copied().min().unwrap_or(0);
     put_ints(out, values, |v| *v as u64, base as u64, 0);
 }
 
 fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
+    if put_near(out, values, |v| *v) {
+        return;
+    }
     let base = values.iter().copied().min().unwrap_or(0);
     put_ints(out, values, |v| *v, base, 0);
 }
 
 fn put_u32s(out: &mut Vec<u8>, values: &[u32]) {
+    if put_near(out, values, |v| u64::from(*v)) {
+        return;
+    }
     let base = values.iter().copied().min().unwrap_or(0);
     put_ints(out, values, |v| u64::from(*v), u64::from(base), 0);
 }
 
 fn put_times(out: &mut Vec<u8>, times: &[i64]) {
     let base = times.iter().copied().min().unwrap_or(0) as u64;
-    let whole =
-        |unit: u64| times.iter().all(|t| (*t as u64).wrapping_sub(base).is_multiple_of(unit));
+    // Rows of one moment come together, so most times are the one before.
+    let whole = |unit: u64| {
+        let mut known = base;
+        times.iter().all(|t| {
+            let time = *t as u64;
+            let good = time == known || time.wrapping_sub(base).is_multiple_of(unit);
+            known = time;
+            good
+        })
+    };
     let unit = match () {
         () if whole(UNITS[3]) => 3,
         () if whole(UNITS[2]) => 2,

@@ -97,12 +97,16 @@ pub(crate) fn no_room() -> Problem {
 /// What a body's memory is at least once it has any.
 const BODY_ROOM_MIN: usize = 64 * 1024;
 
-/// How large a body's memory becomes when it must take `needed` bytes: twice that, or four times
-/// and never more than the length if the sender said one, which copies a third of a large body
-/// where doubling copies all of it.
+/// How large a body's memory becomes when it must take `needed` bytes: twice that, or the length
+/// if the sender said one, but no more than 64 times what did come. So a large body is copied
+/// hardly at all, and a promise alone is worth little.
 fn grown(needed: usize, claimed: Option<usize>) -> usize {
     let wanted = match claimed {
-        Some(claimed) => needed.saturating_mul(4).max(BODY_ROOM_MIN).min(claimed),
+        Some(claimed) => {
+            let most =
+                if needed > BODY_ROOM_MIN { needed.saturating_mul(64) } else { BODY_ROOM_MIN };
+            most.min(claimed)
+        }
         None => needed.saturating_mul(2),
     };
     wanted.max(needed)

@@ -141,6 +141,23 @@ fn an_integer_costs_what_its_spread_needs() {
 }
 
 #[test]
+fn long_columns_of_near_numbers_come_back() {
+    for base in [0, 1, -1, -200, 255, 256, 1 << 40, i64::MIN, i64::MAX - 255] {
+        for spread in [1u64, 7, 200, 255, 256, 70_000] {
+            let value = |i: u64| base.wrapping_add((i * 37 % (spread + 1)) as i64);
+            for rows in [255, 256, 257, 1000] {
+                let batch = integers(&(0..rows).map(value).collect::<Vec<_>>());
+                assert_eq!(
+                    decode_batch(&encoded(&batch)).unwrap(),
+                    batch,
+                    "{base} {spread} {rows}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn few_bytes_never_unfold_to_much() {
     // Rows are claimed, and all columns say that they are equal.
     let mut bytes = encoded(&integers(&[7; 1000]));
