@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use futures::executor::block_on;
-use millrace_crypto::sealed_file::open_object;
+use millrace_crypto::{
+    key::TenantKeySource,
+    sealed_file::{open_object, seal_object},
+};
 use millrace_platform::{
     disk::read_file,
     sim::{SimDisk, SimEntropy},
@@ -19,7 +22,7 @@ use crate::{
     column_file::bundle::SectionRef,
     manifest::{
         Delta, FileEntry, ManifestStore, SeriesSection, StreamState, TableDelta, TenantDelta,
-        record::{SYSTEM, digest_of, id_of},
+        record::{SYSTEM, decode, digest_of, id_of},
     },
     object::local::DurableLocalStore,
     schema::{FieldDef, TableSchema, TagColumn},
@@ -128,4 +131,27 @@ fn the_first_record_of_the_manifest_page_opens_and_is_what_the_second_one_follow
     assert_eq!(head["number"], 1);
     let second: serde_json::Value = serde_json::from_str(blocks(PAGE, "json")[1]).unwrap();
     assert_eq!(second["previous"], hex::encode(digest_of(&sealed)));
+}
+
+/// The first record of a server from before tombstones, as its page showed it.
+const FORMAT_1: &str = include_str!("manifest_1.hex");
+
+#[test]
+fn a_record_of_format_1_is_read_and_one_of_a_format_to_come_is_refused() {
+    let sealed = bytes_of(FORMAT_1);
+    let (head, tenants) = decode::<TenantDelta>(NAMES[1], &sealed, &ExampleKeys).unwrap();
+    assert_eq!((head.format, head.number, head.clock), (1, 1, None));
+    assert!(tenants.is_empty());
+    // The same, sealed anew with another number in its place.
+    let plain = open_object(&ExampleKeys, &SYSTEM, id_of(NAMES[1], None), &sealed).unwrap();
+    let text = String::from_utf8(plain[4..].to_vec()).unwrap();
+    let json = text.replace("\"format\":1,", "\"format\":3,");
+    assert_ne!(text, json);
+    let mut plain = plain[..4].to_vec();
+    plain.extend_from_slice(json.as_bytes());
+    let keys = ExampleKeys.current(&SYSTEM).unwrap();
+    let entropy = SimEntropy::seeded(SEED);
+    let newer = seal_object(&keys, &entropy, id_of(NAMES[1], None), &plain);
+    let refused = decode::<TenantDelta>(NAMES[1], &newer, &ExampleKeys).unwrap_err().to_string();
+    assert_eq!(refused, "format 3, this server knows 2");
 }
