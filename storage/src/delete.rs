@@ -27,7 +27,7 @@ use crate::{
 /// Series that one deletion may name: their list is part of the manifest until the rows are gone.
 pub const DELETED_SERIES_MAX: usize = 65_536;
 /// Deletions of one table that may wait to be rewritten.
-pub const TOMBSTONES_MAX: usize = 1_000;
+pub(crate) const TOMBSTONES_MAX: usize = 1_000;
 
 /// Rows to delete.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -54,7 +54,7 @@ fn r1_r2_a_plan_counts_for_ingest_and_queries_and_a_shorter_one_is_announced() {
     let files = preview["files"].as_array().unwrap();
     assert_eq!(files.len(), 1, "{preview}");
     let at = files[0]["at_ns"].as_i64().unwrap();
-    assert!((37 * DAY_NS..38 * DAY_NS).contains(&(at - now_ns())), "{preview}");
+    assert!((36 * DAY_NS..37 * DAY_NS).contains(&(at - now_ns())), "{preview}");
     let said = world.admin(&["plan", "preview", "acme", "--plan", "unlimited"]);
     assert_eq!(said.trim(), "nothing goes");
     let view = client.sql(DB, "SELECT table_name, keep_days, hides_at IS NOT NULL AS told, held, next_drop_rows FROM system.retention WHERE table_name = 'm'");

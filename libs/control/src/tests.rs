@@ -284,7 +284,10 @@ fn r1_terms_are_a_dated_history_that_outlives_a_restart_and_a_plan_defined_anew(
     let tenant = catalog.tenant_by_name("acme").unwrap();
     let history: Vec<_> =
         tenant.terms.iter().map(|t| (t.from_ns, t.raw_days, t.tables.len())).collect();
-    assert_eq!(history, [(Some(5), Some(90), 0), (Some(6), Some(90), 1), (Some(700), Some(731), 1)]);
+    assert_eq!(
+        history,
+        [(Some(5), Some(90), 0), (Some(6), Some(90), 1), (Some(700), Some(731), 1)]
+    );
     assert_eq!(catalog.retained(), [made.id]);
     assert_eq!(catalog.plans().len(), 5);
 }
@@ -312,10 +315,10 @@ fn r1_a_hold_has_a_reason_and_an_author_and_stays_listed_after_its_release() {
     let catalog = open(&disk, &clock, 2);
     let holds = catalog.holds(scope.tenant());
     assert_eq!(holds.iter().filter(|h| h.active()).count(), 1);
-    assert_eq!(holds.iter().filter_map(|h| h.released.clone()).collect::<Vec<_>>(), [(
-        1_000,
-        "t1".to_owned()
-    )]);
+    assert_eq!(
+        holds.iter().filter_map(|h| h.released.clone()).collect::<Vec<_>>(),
+        [(1_000, "t1".to_owned())]
+    );
     assert_eq!(catalog.retained(), [scope.tenant()]);
     assert!(catalog.holds(other.tenant()).is_empty());
 }

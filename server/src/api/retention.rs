@@ -154,27 +154,46 @@ fn show_running(state: &State, scope: AdminScope) -> Result<Value, Problem> {
     Ok(shown)
 }
 
+/// What leaves of one table.
+struct Sum<'a> {
+    table: &'a (String, String),
+    files: u64,
+    rows: u64,
+    bytes: u64,
+    /// When the first file leaves; none does while the table is held.
+    first_ns: Option<i64>,
+}
+
 /// A forecast: sums by table, and the files one by one.
 fn forecast_json(forecast: &Forecast, now_ns: i64) -> Value {
-    let mut tables: Vec<(&(String, String), u64, u64, u64, Option<i64>, bool)> = Vec::new();
+    let mut tables: Vec<Sum<'_>> = Vec::new();
     for file in &forecast.files {
-        match tables.iter_mut().find(|t| *t.0 == file.table) {
-            Some(t) => {
-                (t.1, t.2, t.3) = (t.1 + 1, t.2 + file.rows, t.3 + file.bytes);
-                t.4 = [t.4, file.at_ns].into_iter().flatten().min();
-            }
+        let at = match tables.iter().position(|t| *t.table == file.table) {
+            Some(at) => at,
             None => {
-                let held = file.at_ns.is_none();
-                tables.push((&file.table, 1, file.rows, file.bytes, file.at_ns, held));
+                tables.push(Sum {
+                    table: &file.table,
+                    files: 0,
+                    rows: 0,
+                    bytes: 0,
+                    first_ns: None,
+                });
+                tables.len() - 1
             }
+        };
+        if let Some(sum) = tables.get_mut(at) {
+            sum.files += 1;
+            sum.rows += file.rows;
+            sum.bytes += file.bytes;
+            sum.first_ns = [sum.first_ns, file.at_ns].into_iter().flatten().min();
         }
     }
     let tables: Vec<Value> = tables
         .into_iter()
-        .map(|(name, files, rows, bytes, first_ns, held)| {
+        .map(|t| {
             json!({
-                "database": name.0, "table": name.1, "files": files, "rows": rows,
-                "bytes": bytes, "first_ns": first_ns, "held": held,
+                "database": t.table.0, "table": t.table.1, "files": t.files, "rows": t.rows,
+                "bytes": t.bytes, "first_ns": t.first_ns, "held": t.first_ns.is_none(),
             })
         })
         .collect();

@@ -134,8 +134,8 @@ pub(crate) fn beyond_ageing(
     expired: &[Expired],
     fuse: Fuse,
 ) -> Option<Blocked> {
-    let mut more = Blocked::default();
-    more.bytes_all = part.tables.values().flat_map(|t| &t.files).map(|f| f.bytes).sum();
+    let bytes_all = part.tables.values().flat_map(|t| &t.files).map(|f| f.bytes).sum();
+    let mut more = Blocked { bytes_all, ..Blocked::default() };
     for one in expired {
         let overdue = one.below_ns.saturating_sub(OVERDUE_NS);
         for file in one.files.iter().filter(|f| f.t_max < overdue) {
