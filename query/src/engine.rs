@@ -95,13 +95,13 @@ impl std::fmt::Debug for QueryAnswer {
 
 /// See the module head.
 pub struct QueryEngine {
-    storage: Arc<Engine>,
-    clock: Arc<dyn Clock>,
-    limits: QueryLimits,
+    pub(crate) storage: Arc<Engine>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) limits: QueryLimits,
     admission: Admission,
-    memory: SharedMemory,
+    pub(crate) memory: SharedMemory,
     /// Taken out when dropped: a runtime must not be dropped inside another one's task.
-    runtime: Option<tokio::runtime::Runtime>,
+    pub(crate) runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl std::fmt::Debug for QueryEngine {

@@ -6,6 +6,7 @@
 //! 40 bytes each plan for ever, so both are counted here, where counting is cheap.
 //! Never: trusts a later stage to refuse.
 
+pub(crate) mod deletion;
 mod dialect;
 mod statement;
 mod tokens;

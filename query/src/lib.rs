@@ -7,6 +7,7 @@
 //! (spilling is off).
 
 mod admission;
+mod delete;
 #[cfg(test)]
 mod documented;
 mod engine;
@@ -32,6 +33,7 @@ mod session;
 mod slt;
 mod system;
 
+pub use delete::{Deletion, DeletionError};
 pub use engine::{Described, Listed, Place, QueryAnswer, QueryEngine, QueryLimits};
 pub use error::QueryError;
 pub use params::Params;

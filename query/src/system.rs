@@ -8,6 +8,7 @@ mod columns;
 mod compactions;
 mod files;
 mod ingest;
+mod retention;
 mod streams;
 mod tables;
 
@@ -53,10 +54,11 @@ struct View {
 }
 
 /// All views, by name.
-const VIEWS: [View; 5] = [
+const VIEWS: [View; 6] = [
     View { name: "compactions", schema: compactions::schema, rows: compactions::rows },
     View { name: "files", schema: files::schema, rows: files::rows },
     View { name: "ingest", schema: ingest::schema, rows: ingest::rows },
+    View { name: "retention", schema: retention::schema, rows: retention::rows },
     View { name: "streams", schema: streams::schema, rows: streams::rows },
     View { name: "tables", schema: tables::schema, rows: tables::rows },
 ];

@@ -6,11 +6,13 @@
 pub(crate) mod admin;
 mod auth;
 mod code;
+mod delete;
 mod flight;
 mod problem;
 mod query;
 pub(crate) mod rejected;
 mod request;
+pub(crate) mod retention;
 mod subscribe;
 mod write;
 
@@ -82,6 +84,16 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/api/v1/tenants", get(admin::tenants).post(admin::create_tenant))
         .route("/api/v1/tenants/{name}", get(admin::tenant))
         .route("/api/v1/tenants/{name}/limits", axum::routing::put(admin::set_limits))
+        .route("/api/v1/tenants/{name}/plan", axum::routing::put(retention::put_tenant_plan))
+        .route("/api/v1/plans", get(retention::plans))
+        .route("/api/v1/plans/{name}", axum::routing::put(retention::put_plan))
+        .route("/api/v1/retention", get(retention::get_retention))
+        .route("/api/v1/retention/preview", get(retention::preview))
+        .route("/api/v1/retention/confirm", post(retention::confirm))
+        .route("/api/v1/retention/tables", axum::routing::put(retention::put_table))
+        .route("/api/v1/holds", get(retention::holds).post(retention::create_hold))
+        .route("/api/v1/holds/{id}", axum::routing::delete(retention::delete_hold))
+        .route("/api/v1/delete", post(delete::post))
         .route("/api/v1/tokens", get(admin::tokens).post(admin::create_token))
         .route("/api/v1/tokens/{id}", axum::routing::delete(admin::revoke_token))
         .route("/api/v1/devices", get(admin::devices))

@@ -7,6 +7,7 @@
 mod client;
 mod fsck;
 mod manage;
+mod plan;
 mod rejected;
 mod sql;
 
@@ -53,6 +54,27 @@ enum Command {
         #[command(subcommand)]
         command: manage::DeviceCommand,
     },
+    /// What is kept of whom: plans, previews, confirmations.
+    #[command(
+        after_help = "Example:\n  millrace plan preview acme --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
+    )]
+    Plan {
+        #[command(subcommand)]
+        command: plan::PlanCommand,
+    },
+    /// Legal holds: what must stay, whatever a plan says.
+    #[command(
+        after_help = "Example:\n  millrace hold add acme --reason 'case 2026-117' --data-dir ./data"
+    )]
+    Hold {
+        #[command(subcommand)]
+        command: plan::HoldCommand,
+    },
+    /// Delete rows by tags and time, or drop a table, as the tenant's admin.
+    #[command(
+        after_help = "Example:\n  MILLRACE_TOKEN=... millrace delete --url https://localhost:8443 --ca ./data/tls/ca.pem \"DELETE FROM cpu WHERE host = 'h1'\""
+    )]
+    Delete(plan::DeleteArgs),
     /// Run SQL: once with a statement, else at a prompt.
     #[command(
         after_help = "Example:\n  MILLRACE_TOKEN=... millrace sql --url https://localhost:8443 --ca ./data/tls/ca.pem --format csv 'SELECT * FROM cpu LIMIT 3'"
@@ -124,6 +146,9 @@ pub fn main() -> ExitCode {
         Command::Tenant { command } => manage::tenant(command),
         Command::Token { command } => manage::token(command),
         Command::Device { command } => manage::device(command),
+        Command::Plan { command } => plan::plan(command),
+        Command::Hold { command } => plan::hold(command),
+        Command::Delete(args) => plan::delete(args),
         Command::Sql(args) => sql::run(args),
         Command::Rejected { command } => rejected::run(command),
         Command::Status(args) => manage::status(args),

@@ -9,6 +9,7 @@ mod demo;
 mod ingest;
 mod listener;
 mod pgwire;
+mod retention;
 mod root_key;
 mod settings;
 mod startup;

@@ -3,9 +3,11 @@
 use std::{
     net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
+    time::Duration,
 };
 
 use millrace_control::Limits;
+use millrace_storage::retention::Fuse;
 
 use crate::{ingest::budget::RawBudget, root_key::RootKey};
 
@@ -53,6 +55,16 @@ pub struct RawSettings {
     /// Memory of one query, MiB (16 to 65536).
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     pub query_mib: usize,
+    /// Per cent of a tenant's bytes that retention may drop at once beyond what ageing explains; more
+    /// waits for `millrace plan confirm` (0 to 100).
+    #[arg(long, value_name = "PERCENT", default_value_t = 10)]
+    pub drop_fuse_percent: u64,
+    /// Files that it may drop at once beyond what ageing explains.
+    #[arg(long, value_name = "FILES", default_value_t = 1000)]
+    pub drop_fuse_files: u64,
+    /// Days after which files have been rewritten without deleted rows (1 to 365).
+    #[arg(long, value_name = "DAYS", default_value_t = 30)]
+    pub erase_within_days: u64,
     #[command(flatten)]
     pub budget: RawBudget,
 }
@@ -80,6 +92,10 @@ pub struct Settings {
     pub query_bytes: usize,
     /// What a tenant may write that has no limits of its own.
     pub tenant_limits: Limits,
+    /// What retention may drop beyond ageing.
+    pub fuse: Fuse,
+    /// When files have been rewritten without deleted rows.
+    pub erase_within: Duration,
 }
 
 /// One thing that is wrong with the settings.
@@ -118,6 +134,8 @@ impl RawSettings {
         }
         range("query-timeout", self.query_timeout, 1, 3600);
         range("query-mib", self.query_mib as u64, 16, 65536);
+        range("drop-fuse-percent", self.drop_fuse_percent, 0, 100);
+        range("erase-within-days", self.erase_within_days, 1, 365);
         let listen = self.listen.to_socket_addrs().ok().and_then(|mut a| a.next());
         if listen.is_none() {
             let problem = format!("`{}` is not an address and port like 0.0.0.0:8443", self.listen);
@@ -149,6 +167,8 @@ impl RawSettings {
                 query_timeout_s: self.query_timeout,
                 query_bytes: self.query_mib << 20,
                 tenant_limits: self.budget.limits(),
+                fuse: Fuse { percent: self.drop_fuse_percent, files: self.drop_fuse_files },
+                erase_within: Duration::from_secs(self.erase_within_days * 24 * 3600),
             }),
             _ => Err(problems),
         }
@@ -173,6 +193,9 @@ mod tests {
             memtable_mib: None,
             query_timeout: 30,
             query_mib: 100,
+            drop_fuse_percent: 10,
+            drop_fuse_files: 1000,
+            erase_within_days: 30,
             budget: RawBudget::default(),
         }
     }

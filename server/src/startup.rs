@@ -17,7 +17,7 @@ use millrace_platform::{
     net::{Listener, TcpAcceptor},
 };
 use millrace_query::{QueryEngine, QueryLimits};
-use millrace_storage::{Engine, EngineConfig, EngineLimits, OpenError};
+use millrace_storage::{Engine, EngineConfig, EngineLimits, OpenError, retention::Book};
 use tokio::sync::watch;
 
 use crate::{
@@ -157,6 +157,10 @@ fn metrics() -> Result<PrometheusHandle, StartError> {
 fn limits(settings: &Settings) -> EngineLimits {
     let limits = EngineLimits {
         series_per_day: settings.tenant_limits.series_per_day,
+        // Several deletions of a day become one rewriting.
+        erase_after: (settings.erase_within / 4).min(Duration::from_secs(24 * 3600)),
+        erase_within: settings.erase_within,
+        retention: Arc::new(Book::with_fuse(settings.fuse)),
         ..EngineLimits::within(MemoryBudget::new(settings.memory_bytes))
     };
     let Some(memtable) = settings.memtable_bytes else { return limits };
@@ -182,6 +186,11 @@ async fn storage(control: &Control, settings: &Settings) -> Result<Arc<Engine>, 
         }
     }
     let engine = Engine::open(config).await?;
+    // What was set while no server ran counts from now on.
+    control.catalog.date_terms(engine.clock_state().now_ns)?;
+    for tenant in control.catalog.retained() {
+        crate::retention::tell(&control.catalog, &engine, tenant);
+    }
     for (tenant, own) in control.catalog.limited() {
         engine.limit_new_series(tenant, own.series_per_day);
     }

@@ -37,6 +37,7 @@ use crate::{
         driver::Wanted,
         history::{CompactionRecord, TableStats},
     },
+    delete::{DeleteError, DeleteRequest, Deleted},
     files::{FileAccess, FileCache},
     flush::{FlushError, FlushReport, Maintenance},
     gc::{self, Garbage, SweepError},
@@ -45,6 +46,9 @@ use crate::{
     manifest::{ManifestError, ManifestStore, record::RecordError},
     object::local::DurableLocalStore,
     planted::{Bug, planted},
+    retention::{
+        Blocked, ClockState, Forecast, RetentionReport, Rules, TableName, due::DueQueue, forecast,
+    },
     shard::{
         replay::{self, ReplayError, ReplayReport},
         tenant::TenantHandle,
@@ -243,6 +247,9 @@ impl Shard {
                 shared.insert(id, Asleep { part, counters: None });
             }
         }
+        limits.retention.start_clock(manifest.clock(), clock.now_ns(), clock.monotonic());
+        // A shard that is opened again in one process was told of its tenants before.
+        limits.retention.all_changed();
         let flushed_lsn = manifest.flushed_lsn();
         shared.note_lsn(flushed_lsn);
         shared.recount();
@@ -274,6 +281,7 @@ impl Shard {
             garbage: Garbage::default(),
             clock,
             wanted,
+            due: DueQueue::default(),
         };
         let report = replay_all(&recovery, &mut writer, &mut maintenance, claim).await?;
         match claim {
@@ -316,6 +324,68 @@ impl Shard {
         self.maintenance.compact_once().await
     }
 
+    /// As [`Engine::set_retention`].
+    pub fn set_retention(&self, tenant: TenantId, rules: Rules) {
+        self.maintenance.limits.retention.set(tenant, rules);
+    }
+
+    /// Lets go of what is out of retention, as the maintenance thread does it.
+    pub async fn retain(&mut self) -> Result<RetentionReport, FlushError> {
+        self.maintenance.retain().await
+    }
+
+    /// As [`Engine::confirm_retention`].
+    pub fn confirm_retention(&self, tenant: TenantId) -> Option<Blocked> {
+        self.maintenance.limits.retention.confirm(tenant)
+    }
+
+    /// Deletes rows, as [`Engine::delete`].
+    pub async fn delete(&mut self, request: DeleteRequest) -> Result<Deleted, DeleteError> {
+        self.maintenance.deletable(request.tenant, &request.table)?;
+        self.flush_all().await?;
+        self.maintenance.delete(request).await
+    }
+
+    /// Drops a table, as [`Engine::drop_table`].
+    pub async fn drop_table(
+        &mut self,
+        tenant: TenantId,
+        table: &TableName,
+    ) -> Result<Deleted, DeleteError> {
+        let handle = self.maintenance.deletable(tenant, table)?;
+        handle.close(true);
+        let done = match self.flush_all().await {
+            Ok(()) => self.maintenance.drop_table(tenant, table, &handle).await,
+            Err(e) => Err(e),
+        };
+        if done.is_ok() {
+            self.writer.forget_table(tenant, table);
+        } else {
+            handle.close(false);
+        }
+        done
+    }
+
+    /// Flushes what is acknowledged now, whatever an earlier flush left.
+    async fn flush_all(&mut self) -> Result<(), DeleteError> {
+        let again = self.unfinished.is_some();
+        for _ in 0..=usize::from(again) {
+            self.flush().await.map_err(|e| DeleteError::Flush(e.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Trusted time and what the wall clock is worth.
+    pub fn clock_state(&self) -> ClockState {
+        self.maintenance.trusted()
+    }
+
+    /// As [`Engine::believe_clock`].
+    pub fn believe_clock(&self) {
+        let clock = &self.maintenance.clock;
+        self.maintenance.limits.retention.believe_clock(clock.now_ns(), clock.monotonic());
+    }
+
     /// Tenants that are loaded.
     #[cfg(test)]
     pub(crate) fn awake(&self) -> usize {
@@ -352,7 +422,10 @@ impl Shard {
 
     /// One tenant's tables now.
     pub fn snapshot(&self, tenant: TenantId) -> Result<TenantSnapshot, SnapshotError> {
-        take_snapshot(&self.maintenance.shared, &self.maintenance.access(tenant))
+        let now = self.maintenance.trusted().now_ns;
+        let book = &self.maintenance.limits.retention;
+        let shown = |table: &TableName| book.shown_from(tenant, table, now);
+        take_snapshot(&self.maintenance.shared, &self.maintenance.access(tenant), shown)
     }
 
     /// As [`Engine::table_stats`].
@@ -497,7 +570,11 @@ fn watermark(shared: &Shared, tenant: TenantId, key: &StreamKey) -> SeqNo {
     })
 }
 
-fn take_snapshot(shared: &Shared, access: &FileAccess) -> Result<TenantSnapshot, SnapshotError> {
+fn take_snapshot(
+    shared: &Shared,
+    access: &FileAccess,
+    shown_from: impl Fn(&TableName) -> i64,
+) -> Result<TenantSnapshot, SnapshotError> {
     match access.keys.current(&access.tenant.0) {
         Ok(_) => {}
         Err(KeyError::Gone { .. }) => return Err(SnapshotError::TenantGone),
@@ -506,7 +583,7 @@ fn take_snapshot(shared: &Shared, access: &FileAccess) -> Result<TenantSnapshot,
     // Position before tables: whatever was acknowledged up to it is in the tables.
     let lsn = shared.durable_lsn();
     Ok(match shared.tenant(access.tenant)? {
-        Some(tenant) => snapshot::take(&tenant, lsn, access),
+        Some(tenant) => snapshot::take(&tenant, lsn, access, shown_from),
         None => TenantSnapshot {
             tenant: access.tenant,
             lsn: Lsn(lsn),
@@ -527,13 +604,21 @@ enum ToWriter {
     Seal(oneshot::Sender<Sealed>),
     /// Let go of idle tenants; answer how many went.
     LetGo(Vec<Idle>, oneshot::Sender<usize>),
+    /// A table was dropped.
+    Forget(TenantId, TableName, oneshot::Sender<()>),
     Stop,
 }
+
+type DeleteAnswer = oneshot::Sender<Result<Deleted, DeleteError>>;
 
 #[derive(Debug)]
 enum ToMaintenance {
     /// Flush now; answer if asked.
     Flush(Option<oneshot::Sender<Result<FlushReport, String>>>),
+    /// Look at retention now: rules have changed.
+    Retain,
+    Delete(Box<DeleteRequest>, DeleteAnswer),
+    DropTable(TenantId, TableName, DeleteAnswer),
     Stop,
 }
 
@@ -565,6 +650,7 @@ pub struct Engine {
     running: Arc<ArcSwap<Running>>,
     to_maintenance: queue::Sender<ToMaintenance>,
     limits: EngineLimits,
+    clock: Arc<dyn Clock>,
     thread: std::sync::Mutex<Option<std::thread::JoinHandle<()>>>,
     /// What replay did at the start.
     pub replay: ReplayReport,
@@ -577,10 +663,11 @@ impl Engine {
         Box::pin(async move {
             let shard = Shard::open_to_read(config.clone()).await?;
             let (limits, replay) = (config.limits.clone(), shard.replay);
+            let clock = Arc::clone(&config.clock);
             let started = keeper::start(shard, config).map_err(OpenError::Thread)?;
             let (running, to_maintenance, thread) = started;
             let thread = std::sync::Mutex::new(Some(thread));
-            Ok(Self { running, to_maintenance, limits, thread, replay })
+            Ok(Self { running, to_maintenance, limits, clock, thread, replay })
         })
     }
 
@@ -619,7 +706,10 @@ impl Engine {
     pub fn snapshot(&self, tenant: TenantId) -> Result<Arc<TenantSnapshot>, SnapshotError> {
         let running = self.running.load();
         let access = FileAccess { tenant, ..running.access.clone() };
-        take_snapshot(&running.shared, &access).map(Arc::new)
+        let book = &self.limits.retention;
+        let now = book.rules(tenant).map_or(0, |_| self.clock_state().now_ns);
+        let shown = |table: &TableName| book.shown_from(tenant, table, now);
+        take_snapshot(&running.shared, &access, shown).map(Arc::new)
     }
 
     /// Starts to look at what a tenant writes, from now on. Look again now and then: an engine that
@@ -666,6 +756,89 @@ impl Engine {
     /// is no limit.
     pub fn limit_new_series(&self, tenant: TenantId, per_day: Option<u64>) {
         self.running.load().shared.limit_new_series(tenant, per_day);
+    }
+
+    /// Sets what of a tenant is kept, and what a legal hold keeps; counts from now on.
+    pub fn set_retention(&self, tenant: TenantId, rules: Rules) {
+        self.limits.retention.set(tenant, rules);
+        self.nudge();
+    }
+
+    /// What of a tenant is kept; `None` if everything is.
+    pub fn retention(&self, tenant: TenantId) -> Option<Arc<Rules>> {
+        self.limits.retention.rules(tenant)
+    }
+
+    /// Trusted time and what the wall clock is worth.
+    pub fn clock_state(&self) -> ClockState {
+        self.limits.retention.tell(self.clock.now_ns(), self.clock.monotonic())
+    }
+
+    /// An operator says that the wall clock is right.
+    pub fn believe_clock(&self) -> ClockState {
+        self.limits.retention.believe_clock(self.clock.now_ns(), self.clock.monotonic());
+        self.nudge();
+        self.clock_state()
+    }
+
+    /// Which files of a tenant leave until `until` (ns), by its rules or by others.
+    pub fn forecast(
+        &self,
+        tenant: TenantId,
+        rules: &Rules,
+        until: i64,
+    ) -> Result<Forecast, SnapshotError> {
+        let snapshot = self.snapshot(tenant)?;
+        Ok(forecast::forecast(&snapshot.tables(), rules, self.clock_state().now_ns, until))
+    }
+
+    /// What of a tenant waits for a confirmation because it is more than ageing explains.
+    pub fn retention_blocked(&self, tenant: TenantId) -> Option<Blocked> {
+        self.limits.retention.blocked(tenant)
+    }
+
+    /// Confirms that; says what it was.
+    pub fn confirm_retention(&self, tenant: TenantId) -> Option<Blocked> {
+        let confirmed = self.limits.retention.confirm(tenant);
+        self.nudge();
+        confirmed
+    }
+
+    /// Lets maintenance look at retention now; it does so every ten minutes by itself.
+    fn nudge(&self) {
+        if self.to_maintenance.try_send(ToMaintenance::Retain).is_err() {
+            tracing::debug!("retention is looked at by the next pass");
+        }
+    }
+
+    /// Deletes rows that were acknowledged before this call; when it is ready they are durably gone
+    /// from every query. Rows that come later live.
+    pub fn delete(
+        &self,
+        request: DeleteRequest,
+    ) -> BoxFuture<'static, Result<Deleted, DeleteError>> {
+        self.ask_to_delete(|answer| ToMaintenance::Delete(Box::new(request), answer))
+    }
+
+    /// Drops a table. Rows of the same name that come later make a new one.
+    pub fn drop_table(
+        &self,
+        tenant: TenantId,
+        table: TableName,
+    ) -> BoxFuture<'static, Result<Deleted, DeleteError>> {
+        self.ask_to_delete(|answer| ToMaintenance::DropTable(tenant, table, answer))
+    }
+
+    fn ask_to_delete(
+        &self,
+        message: impl FnOnce(DeleteAnswer) -> ToMaintenance,
+    ) -> BoxFuture<'static, Result<Deleted, DeleteError>> {
+        let (answer, done) = oneshot::channel();
+        let sent = self.to_maintenance.try_send(message(answer));
+        Box::pin(async move {
+            sent.map_err(|_| DeleteError::Stopped)?;
+            done.await.unwrap_or(Err(DeleteError::Stopped))
+        })
     }
 
     /// Figures now.
@@ -730,6 +903,12 @@ fn write_loop(
                     tracing::debug!("maintenance has ended before tenants were let go");
                 }
             }
+            ToWriter::Forget(tenant, table, answer) => {
+                writer.forget_table(tenant, &table);
+                if answer.send(()).is_err() {
+                    tracing::debug!("maintenance has ended before a dropped table was forgotten");
+                }
+            }
             ToWriter::Write(request, answer) => {
                 let mut bytes = request_bytes(&request);
                 let mut group = vec![*request];
@@ -787,11 +966,36 @@ fn maintain_loop(
         let message = queue.recv_timeout(wait);
         let (stop, answer) = match message {
             Ok(Some(ToMaintenance::Flush(answer))) => (false, answer),
+            Ok(Some(ToMaintenance::Retain)) => {
+                retain(maintenance);
+                if keeper::wants_reopening(maintenance, poisoned) {
+                    return End::Reopen;
+                }
+                continue;
+            }
+            Ok(Some(ToMaintenance::Delete(request, answer))) => {
+                let done = delete(maintenance, &mut unfinished, to_writer, *request);
+                drop(answer.send(done));
+                if keeper::wants_reopening(maintenance, poisoned) {
+                    return End::Reopen;
+                }
+                continue;
+            }
+            Ok(Some(ToMaintenance::DropTable(tenant, table, answer))) => {
+                let done = drop_table(maintenance, &mut unfinished, to_writer, tenant, &table);
+                drop(answer.send(done));
+                if keeper::wants_reopening(maintenance, poisoned) {
+                    return End::Reopen;
+                }
+                continue;
+            }
             Ok(Some(ToMaintenance::Stop)) | Err(()) => (true, None),
             Ok(None) => {
                 let aged = clock.monotonic().saturating_sub(last) >= age;
                 if !(pressed || aged) || maintenance.shared.memtable_rows() == 0 {
                     failures = 0;
+                    retain(maintenance);
+                    merge_what_waits(maintenance, queue);
                     let_go(maintenance, to_writer);
                     continue;
                 }
@@ -813,6 +1017,9 @@ fn maintain_loop(
         }
         if stop {
             return End::Stop;
+        }
+        if failures == 0 {
+            retain(maintenance);
         }
         // Where a table waits for merges, the next flush waits for one of these, too.
         let mut forced = failures == 0 && maintenance.must_merge();
@@ -838,6 +1045,82 @@ fn maintain_loop(
         }
         let_go(maintenance, to_writer);
     }
+}
+
+/// Lets go of what is out of retention.
+fn retain(maintenance: &mut Maintenance) {
+    loop {
+        match futures::executor::block_on(maintenance.retain()) {
+            Ok(report) if report.more => {}
+            Ok(_) => return,
+            Err(error) => {
+                tracing::error!(%error, "what is out of retention could not be let go; tried again");
+                return;
+            }
+        }
+    }
+}
+
+/// What time alone has made due: files with deleted rows.
+fn merge_what_waits(maintenance: &mut Maintenance, queue: &queue::Receiver<ToMaintenance>) {
+    while queue.is_empty() {
+        match futures::executor::block_on(maintenance.compact_once()) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!(%error, "a merge failed; its inputs stay");
+                return;
+            }
+        }
+    }
+}
+
+/// Flushes what is acknowledged now, whatever an earlier flush left.
+fn flush_all(
+    maintenance: &mut Maintenance,
+    unfinished: &mut Option<Sealed>,
+    to_writer: &queue::FairSender<TenantId, ToWriter>,
+) -> Result<(), DeleteError> {
+    for _ in 0..=usize::from(unfinished.is_some()) {
+        flush_once(maintenance, unfinished, to_writer).map_err(DeleteError::Flush)?;
+    }
+    Ok(())
+}
+
+fn delete(
+    maintenance: &mut Maintenance,
+    unfinished: &mut Option<Sealed>,
+    to_writer: &queue::FairSender<TenantId, ToWriter>,
+    request: DeleteRequest,
+) -> Result<Deleted, DeleteError> {
+    maintenance.deletable(request.tenant, &request.table)?;
+    flush_all(maintenance, unfinished, to_writer)?;
+    futures::executor::block_on(maintenance.delete(request))
+}
+
+/// Order: no new rows, everything in files, the record, the writer's own picture.
+fn drop_table(
+    maintenance: &mut Maintenance,
+    unfinished: &mut Option<Sealed>,
+    to_writer: &queue::FairSender<TenantId, ToWriter>,
+    tenant: TenantId,
+    table: &TableName,
+) -> Result<Deleted, DeleteError> {
+    let handle = maintenance.deletable(tenant, table)?;
+    handle.close(true);
+    let done = flush_all(maintenance, unfinished, to_writer)
+        .and_then(|()| futures::executor::block_on(maintenance.drop_table(tenant, table, &handle)));
+    if done.is_err() {
+        handle.close(false);
+        return done;
+    }
+    let (answer, forgotten) = oneshot::channel();
+    if to_writer.send_first(ToWriter::Forget(tenant, table.clone(), answer)).is_ok()
+        && futures::executor::block_on(forgotten).is_err()
+    {
+        tracing::debug!("the writer has ended before it forgot a dropped table");
+    }
+    done
 }
 
 /// Lets go of idle tenants. It waits for the writer, so that no flush and no merge runs meanwhile.

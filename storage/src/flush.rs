@@ -42,6 +42,7 @@ use crate::{
         sort::{RowFilter, SORT_BYTES_PER_ROW, sorted_windows},
     },
     planted::{Bug, planted},
+    retention::due::DueQueue,
     run::{Run, RunError},
     scan::ReadError,
     schema::TableSchema,
@@ -132,6 +133,7 @@ pub(crate) struct Maintenance {
     pub(crate) garbage: Garbage,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) wanted: Wanted,
+    pub(crate) due: DueQueue,
 }
 
 impl std::fmt::Debug for Maintenance {
@@ -339,12 +341,9 @@ impl Maintenance {
             deltas.insert(
                 handle.table_id,
                 TableDelta {
-                    database: handle.database.clone(),
-                    schema: TableSchema::clone(&schema),
                     added_files: files.clone(),
-                    removed_files: Vec::new(),
                     added_series: sections,
-                    removed_series: Vec::new(),
+                    ..TableDelta::of(&handle.database, &schema)
                 },
             );
             swaps.push(Swap {
@@ -386,6 +385,7 @@ impl Maintenance {
             rows,
             lsn_lo,
             lsn_hi,
+            erased_to: 0,
         })
     }
 
@@ -413,6 +413,8 @@ impl Maintenance {
     /// Commits; an owner that has been replaced also stops taking writes, because nobody would
     /// ever read what it logs from now on.
     pub(crate) async fn commit(&mut self, delta: Delta) -> Result<(), CommitError> {
+        self.manifest.set_clock(self.limits.retention.clock_mark());
+        delta.tenants.keys().for_each(|id| self.due.changed(*id));
         let done = self.manifest.commit(delta).await;
         if matches!(done, Err(CommitError::Fenced { .. })) {
             self.shared.stop();

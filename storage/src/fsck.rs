@@ -112,6 +112,10 @@ pub enum Code {
     LsnBounds,
     /// Files that overlap in time also overlap in log positions, so nobody knows which is newer.
     LsnOrder,
+    /// A tombstone of the manifest cannot be.
+    Tombstone,
+    /// A file that was rewritten without deleted rows still has them.
+    DeletedRows,
     /// The log has a hole, starts too late or ends too early.
     LogGap,
     /// Frames of the log cannot be read.
@@ -151,6 +155,8 @@ impl Code {
             Self::FileTwice => "file.twice",
             Self::LsnBounds => "file.lsn_bounds",
             Self::LsnOrder => "file.lsn_order",
+            Self::Tombstone => "table.tombstone",
+            Self::DeletedRows => "file.deleted_rows",
             Self::LogGap => "log.gap",
             Self::LogDamage => "log.damage",
             Self::LogRecord => "log.record",

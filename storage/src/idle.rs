@@ -31,7 +31,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     column_file::{bundle::SectionRef, reader::read_section},
     compaction::history::{CompactionRecord, TableWrites},
+    erase::Tombstone,
     manifest::{FileEntry, TableManifest, TenantManifest, parts::Packed, record::RecordError},
+    planted::{Bug, planted},
     schema::TableSchema,
     series::{dictionary::SeriesDictionary, section},
     shard::{
@@ -137,7 +139,7 @@ pub(crate) fn settled(handle: &TenantHandle, part: &TenantManifest) -> bool {
 fn settled_table(table: &TableHandle, stored: Option<&TableManifest>) -> bool {
     let version = table.current.load();
     let in_memory = !version.active.is_empty() || !version.flushing.is_empty();
-    if in_memory || table.slowed() {
+    if in_memory || table.slowed() || table.closing() {
         return false;
     }
     let series = table.dictionary.len();
@@ -148,7 +150,11 @@ fn settled_table(table: &TableHandle, stored: Option<&TableManifest>) -> bool {
     let ids = |files: &[Arc<FileEntry>]| {
         files.iter().map(|f| f.id).collect::<std::collections::BTreeSet<_>>()
     };
+    let stones = |all: &[Arc<Tombstone>]| {
+        all.iter().map(|t| t.id).collect::<std::collections::BTreeSet<_>>()
+    };
     version.schema.version == stored.schema.version
+        && stones(&version.tombstones) == stones(&stored.tombstones)
         && table.flushed_series() == series
         && stored.series_sections.iter().map(|s| s.count).sum::<u64>() >= series as u64
         && ids(&version.files) == ids(&stored.files)
@@ -186,7 +192,8 @@ impl Bed {
         for (key, state) in &part.streams {
             marks.reset(key, state.hi);
         }
-        let handle = TenantHandle::new(id, tables, marks, part.next_table_id.max(1));
+        let mut handle = TenantHandle::new(id, tables, marks, part.next_table_id.max(1));
+        handle.dropped = part.dropped;
         if let Some(counters) = &asleep.counters {
             counters.open::<Counters>()?.give_back(&handle);
         }
@@ -204,8 +211,11 @@ impl Bed {
         for part in &table.series_sections {
             self.series(id, &dictionary, &table.schema, &part.section)?;
         }
-        let TableManifest { database, schema, files, .. } = table;
+        let TableManifest { database, schema, files, tombstones, .. } = table;
         let handle = TableHandle::new(database, schema, dictionary, files, true);
+        if !planted(Bug::TombstonesNotLoaded) {
+            handle.erased(&[], &tombstones, &[]);
+        }
         handle.count_new_series(day, count);
         Ok(handle)
     }

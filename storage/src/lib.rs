@@ -6,7 +6,9 @@
 
 pub mod column_file;
 mod compaction;
+mod delete;
 mod engine;
+mod erase;
 mod files;
 mod flush;
 #[cfg(test)]
@@ -21,6 +23,7 @@ mod merge;
 pub mod object;
 mod planted;
 mod relocate;
+pub mod retention;
 mod run;
 mod scan;
 mod schema;
@@ -38,7 +41,9 @@ pub use compaction::{
     history::{CompactionRecord, HISTORY_MAX, Reason, TableStats, TableWrites, Written},
     level,
 };
+pub use delete::{DELETED_SERIES_MAX, DeleteError, DeleteRequest, Deleted};
 pub use engine::{Engine, EngineConfig, EngineStats, OpenError, Shard, SnapshotError};
+pub use erase::{Cause, Tombstone};
 pub use flush::{FlushError, FlushReport};
 pub use gc::SweepError;
 pub use idle::WakeError;

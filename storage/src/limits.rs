@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use millrace_platform::budget::MemoryBudget;
 
-use crate::shard::rejected::RejectedLimits;
+use crate::{retention::Book, shard::rejected::RejectedLimits};
 
 /// Bounds of one engine; the defaults are the design's.
 #[derive(Debug, Clone)]
@@ -65,6 +65,13 @@ pub struct EngineLimits {
     /// A tenant that was neither written nor asked for so long is let go at the next flush: only
     /// what is needed to find its files again stays in memory.
     pub idle_after: Duration,
+    /// Files with deleted rows are rewritten when nothing else is to be merged, this long after the
+    /// deletion, so that several become one.
+    pub erase_after: Duration,
+    /// And before everything else when half of this is over.
+    pub erase_within: Duration,
+    /// What retention was told; shared by all that this engine opens.
+    pub retention: Arc<Book>,
     /// What memory is counted against; shared with whoever reserves for requests.
     pub memory: Arc<MemoryBudget>,
 }
@@ -128,6 +135,9 @@ impl Default for EngineLimits {
             open_files: 1024,
             checkpoint_every: 64,
             idle_after: Duration::from_secs(600),
+            erase_after: Duration::from_secs(24 * 3600),
+            erase_within: Duration::from_secs(30 * 24 * 3600),
+            retention: Arc::default(),
             memory: MemoryBudget::unlimited(),
         }
     }

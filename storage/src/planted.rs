@@ -52,6 +52,26 @@ millrace_platform::planted_bugs! {
         HoleTaken,
         /// Two tag sets may have one series id (of few, so that it happens).
         SeriesIdShared,
+        /// Retention drops what a legal hold keeps.
+        HoldIgnored,
+        /// A shorter plan drops at once.
+        GraceSkipped,
+        /// Retention goes by the wall clock.
+        ClockTrusted,
+        /// A table's own limit may be longer than its plan's.
+        OverrideLengthens,
+        /// A deletion takes rows that came after it.
+        DeleteTakesNewer,
+        /// A merge does not leave out deleted rows, and says that it did.
+        MergeKeepsDeleted,
+        /// A deletion is over while files still have its rows.
+        TombstoneEndsEarly,
+        /// Deletions are forgotten when a tenant is loaded again.
+        TombstonesNotLoaded,
+        /// A deletion is answered before its manifest record.
+        DeleteNotCommitted,
+        /// A dropped table is there again after a start.
+        DroppedTableStays,
         /// No bug: few series ids, so that they collide. The suite must hold with it.
         SeriesIdsFew,
     }

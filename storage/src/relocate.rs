@@ -84,14 +84,10 @@ impl Maintenance {
                 continue;
             };
             let delta = tenants.entry(tenant).or_default();
-            let change = delta.tables.entry(table_id).or_insert_with(|| TableDelta {
-                database: table.database.clone(),
-                schema: table.schema.clone(),
-                added_files: Vec::new(),
-                removed_files: Vec::new(),
-                added_series: Vec::new(),
-                removed_series: Vec::new(),
-            });
+            let change = delta
+                .tables
+                .entry(table_id)
+                .or_insert_with(|| TableDelta::of(&table.database, &table.schema));
             change.removed_series.push(section.section);
             change.added_series.push(SeriesSection { section: copied, ..section });
             moved += 1;
@@ -104,7 +100,8 @@ impl Maintenance {
             // The parts of idle tenants are small again, and where they wake from.
             for id in moved_of.into_iter().filter(|id| self.shared.awake(*id).is_none()) {
                 if let Some(part) = self.manifest.pack(&id).map_err(CommitError::Record)? {
-                    self.shared.moved(id, part);
+                    // One that was woken meanwhile has its series already.
+                    let _asleep = self.shared.moved(id, part);
                 }
             }
         }
@@ -160,6 +157,7 @@ mod tests {
             schema: TableSchema::new(1, "t"),
             files: vec![Arc::new(file)],
             series_sections: sections.to_vec(),
+            tombstones: Vec::new(),
         };
         let tenant =
             TenantManifest { tables: BTreeMap::from([(1, table)]), ..TenantManifest::default() };

@@ -18,6 +18,7 @@ use millrace_protocol::{ids::SeriesId, value::FieldType};
 
 use crate::{
     column_file::reader::{ColumnFile, ColumnFileError},
+    erase::{Tombstone, concerning, erase},
     memtable::sort::{RowFilter, sort_chunks},
     merge::{self, Source, Stretch},
     run::{Run, RunError, SeriesSpan},
@@ -193,7 +194,7 @@ pub(crate) struct Span {
 /// One thing to read: a file, or the sorted memtable rows.
 #[derive(Debug, Clone)]
 enum Input {
-    File(Arc<ColumnFile>),
+    File(Arc<ColumnFile>, Vec<Arc<Tombstone>>),
     Memory(RecordBatch),
 }
 
@@ -240,7 +241,9 @@ impl TableSnapshot {
     }
 }
 
-async fn plan_scan(table: Arc<TableSnapshot>, request: ScanRequest) -> Result<Scan, ReadError> {
+async fn plan_scan(table: Arc<TableSnapshot>, mut request: ScanRequest) -> Result<Scan, ReadError> {
+    // Whatever is asked, what is out of retention is not shown, also of files that have more.
+    request.time.start = request.time.start.max(table.shown_from);
     let fields: Vec<(u32, FieldType)> = {
         let mut wanted: Vec<usize> = request
             .columns
@@ -271,7 +274,8 @@ async fn plan_scan(table: Arc<TableSnapshot>, request: ScanRequest) -> Result<Sc
         let spans = file_spans(&file, &table.series, &request)?;
         if !spans.is_empty() {
             stats.files_read += 1;
-            inputs.push((Input::File(file), spans));
+            let stones = concerning(&table.version.tombstones, &entry);
+            inputs.push((Input::File(file, stones), spans));
         }
     }
     if let Some(run) = memory_run(&table, &request, &fields)? {
@@ -449,7 +453,10 @@ async fn read_group(plan: &Plan, lo: u32, hi: u32) -> Result<Option<RecordBatch>
                 };
                 Source { batch: batch.clone(), stretches: spans.iter().map(stretch).collect() }
             }
-            Input::File(file) => read_file(file, spans, &plan.fields).await?,
+            Input::File(file, stones) => {
+                let source = read_file(file, spans, &plan.fields).await?;
+                erase(source, stones, &plan.table.series)?
+            }
         };
         let source = trim(source, &plan.time)?;
         if !source.stretches.is_empty() {

@@ -178,11 +178,15 @@ impl Shared {
     }
 
     /// The manifest's part of a tenant that sleeps has changed: its series are elsewhere.
-    pub(crate) fn moved(&self, id: TenantId, part: Packed) {
+    /// False if it is awake.
+    pub(crate) fn moved(&self, id: TenantId, part: Packed) -> bool {
         let _one = self.waking();
-        if let Some(Slot::Asleep(asleep)) = self.slots_mut().get_mut(&id) {
-            asleep.part = part;
+        match self.slots_mut().get_mut(&id) {
+            Some(Slot::Asleep(asleep)) => asleep.part = part,
+            Some(Slot::Awake(_)) => return false,
+            None => {}
         }
+        true
     }
 
     /// Since when a tenant may have been asked for the last time to be let go; `None` if that is

@@ -16,6 +16,7 @@ pub(crate) mod model;
 mod pins;
 mod planted_bugs;
 mod reference;
+mod retention;
 pub(crate) mod rows;
 mod schedule;
 mod seeds;

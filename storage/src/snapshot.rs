@@ -8,6 +8,8 @@ use millrace_protocol::ids::{Lsn, TenantId};
 
 use crate::{
     files::FileAccess,
+    manifest::{TableManifest, TenantManifest},
+    retention::TableName,
     schema::TableSchema,
     series::dictionary::SeriesView,
     shard::{table::TableVersion, tenant::TenantHandle},
@@ -32,6 +34,8 @@ pub struct TableSnapshot {
     /// The series, in sort order; may hold series whose rows are not in this picture.
     pub series: Arc<SeriesView>,
     pub(crate) version: Arc<TableVersion>,
+    /// Rows before this are out of retention, ns.
+    pub(crate) shown_from: i64,
     pub(crate) access: FileAccess,
 }
 
@@ -60,19 +64,51 @@ impl TableSnapshot {
         memory.chain(self.version.files.iter().map(|f| f.lsn_hi)).max().map(Lsn)
     }
 
+    /// Rows before this, by their time in ns, are out of retention and not shown.
+    pub fn shown_from(&self) -> i64 {
+        self.shown_from
+    }
+
     /// Smallest and largest time that any row may have; `None` if there are no rows.
     pub fn time_bounds(&self) -> Option<(i64, i64)> {
         let chunks = self.version.flushing.iter().chain(&self.version.active);
         let mem = chunks.map(|c| (c.t_min, c.t_max));
         let files = self.version.files.iter().map(|f| (f.t_min, f.t_max));
-        mem.chain(files).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+        let all = mem.chain(files).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
+        (all.1 >= self.shown_from).then(|| (all.0.max(self.shown_from), all.1))
+    }
+}
+
+impl TenantSnapshot {
+    /// Its tables as a forecast looks at them: names and files.
+    pub(crate) fn tables(&self) -> TenantManifest {
+        let mut out = TenantManifest::default();
+        let all =
+            self.databases.iter().flat_map(|(db, tables)| tables.values().map(move |t| (db, t)));
+        for (database, table) in all {
+            let known = TableManifest {
+                database: database.clone(),
+                schema: TableSchema::clone(&table.schema),
+                files: table.version.files.clone(),
+                series_sections: Vec::new(),
+                tombstones: Vec::new(),
+            };
+            out.tables.insert(table.schema.table_id, known);
+        }
+        out
     }
 }
 
 /// Takes the picture of one tenant.
-pub(crate) fn take(tenant: &TenantHandle, lsn: u64, access: &FileAccess) -> TenantSnapshot {
+pub(crate) fn take(
+    tenant: &TenantHandle,
+    lsn: u64,
+    access: &FileAccess,
+    shown_from: impl Fn(&TableName) -> i64,
+) -> TenantSnapshot {
     let mut databases: BTreeMap<String, BTreeMap<String, Arc<TableSnapshot>>> = BTreeMap::new();
-    for ((database, table), handle) in tenant.tables().iter() {
+    for (name, handle) in tenant.tables().iter() {
+        let (database, table) = name;
         // Version before series: a row's series is in the dictionary before the row is visible.
         let version = handle.current.load_full();
         if version.schema.version == 0 {
@@ -83,6 +119,7 @@ pub(crate) fn take(tenant: &TenantHandle, lsn: u64, access: &FileAccess) -> Tena
             schema: Arc::clone(&version.schema),
             series: handle.dictionary.view(),
             version,
+            shown_from: shown_from(name),
             access: access.clone(),
         };
         databases.entry(database.clone()).or_default().insert(table.clone(), Arc::new(snapshot));

@@ -25,6 +25,7 @@ mod memory;
 mod pgwire;
 mod query;
 mod rejected;
+mod retention;
 mod subscribe;
 
 /// 2026-01-01T00:00:00Z in nanoseconds: times of test rows count from here.

@@ -1,4 +1,4 @@
-//! The persisted state: tenants, tokens, claims, devices, the device CA.
+//! The persisted state: tenants and their terms, plans, holds, tokens, claims, devices, the device CA.
 //!
 //! Format: one sealed object (docs/formats/sealed-object.md) under the system key, holding JSON,
 //! and the changes since as one sealed object each (platform's changes.rs) in `changes/`, folded
@@ -33,6 +33,7 @@ use tokio::sync::watch;
 use crate::{
     device::{CertificateError, DeviceCa},
     limits::TenantLimits,
+    plan::{Hold, Plan, Shorter, Terms, UNLIMITED, add_terms},
     policy::Principal,
     scope::{AdminScope, OperatorScope},
     token::{self, Secret},
@@ -41,8 +42,8 @@ use crate::{
 const OBJECT: [u8; 16] = *b"millrace-catalog";
 /// The folder of the changes, beside the catalogue.
 const CHANGES: &str = "changes";
-/// 1 had no changes beside it.
-const FORMAT: u32 = 2;
+/// 1 had no changes beside it, 2 no terms, plans or holds.
+const FORMAT: u32 = 3;
 
 /// The id of a change's object: it cannot stand under another number.
 fn change_object(number: u64) -> [u8; 16] {
@@ -71,6 +72,9 @@ pub struct Tenant {
     /// What it may send, where that is not the server's default.
     #[serde(default, skip_serializing_if = "TenantLimits::is_default")]
     pub limits: TenantLimits,
+    /// What has counted from when on, oldest first; everything is kept if there is nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terms: Vec<Terms>,
 }
 
 /// A token without its secret.
@@ -162,6 +166,11 @@ struct State {
     tokens: BTreeMap<String, Token>,
     claims: BTreeMap<String, Claim>,
     devices: BTreeMap<String, Device>,
+    /// Those that are not built in.
+    #[serde(default)]
+    plans: BTreeMap<String, Plan>,
+    #[serde(default)]
+    holds: BTreeMap<String, Hold>,
     ca_certificate_pem: String,
     ca_key_pem: String,
 }
@@ -177,9 +186,17 @@ struct Change {
     claims: BTreeMap<String, Option<Claim>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     devices: BTreeMap<String, Device>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    plans: BTreeMap<String, Plan>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    holds: BTreeMap<String, Hold>,
 }
 
 impl Change {
+    fn hold(hold: Hold) -> Self {
+        Self { holds: BTreeMap::from([(hold.id.clone(), hold)]), ..Self::default() }
+    }
+
     fn tenant(tenant: Tenant) -> Self {
         Self { tenants: BTreeMap::from([(tenant.id.to_string(), tenant)]), ..Self::default() }
     }
@@ -212,12 +229,26 @@ impl State {
         self.generation = number;
         self.tenants.extend(change.tenants);
         self.devices.extend(change.devices);
+        self.plans.extend(change.plans);
+        self.holds.extend(change.holds);
         merge(&mut self.tokens, change.tokens);
         merge(&mut self.claims, change.claims);
     }
 
     fn entries(&self) -> usize {
         self.tenants.len() + self.tokens.len() + self.claims.len() + self.devices.len()
+    }
+
+    /// The plan of this name.
+    fn plan(&self, name: &str) -> Option<Plan> {
+        let own = self.plans.get(name).cloned();
+        own.or_else(|| Plan::built_in().into_iter().find(|p| p.name == name))
+    }
+
+    /// A tenant's limits, and its plan's where it has none.
+    fn limits(&self, tenant: &Tenant) -> TenantLimits {
+        // The usual plan is built in and says nothing of limits.
+        self.plans.get(&tenant.plan).map_or(tenant.limits, |plan| tenant.limits.or(&plan.limits))
     }
 }
 
@@ -284,6 +315,12 @@ pub enum CatalogError {
     /// The claim code is wrong, used, expired or out of tries; which of these is not told.
     #[error("the claim code is not valid; ask the tenant's admin for a new one")]
     Claim,
+    /// A plan, a table's own limit or a hold that cannot be.
+    #[error("{0}")]
+    Plan(String),
+    /// Somebody else's hold.
+    #[error("the operator has placed this hold, and only the operator can release it")]
+    OperatorHold,
     /// The signing request.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -345,6 +382,10 @@ impl Catalog {
             let json = open_object(keys.as_ref(), &SYSTEM, change_object(number), &sealed)
                 .map_err(|e| fail(&e))?;
             state.apply(number, serde_json::from_slice(&json).map_err(|e| fail(&e))?);
+        }
+        // Formats before terms named a plan that did nothing.
+        for tenant in state.tenants.values_mut().filter(|t| t.terms.is_empty()) {
+            tenant.plan = UNLIMITED.to_owned();
         }
         let fresh = state.ca_key_pem.is_empty();
         let ca = if fresh {
@@ -453,9 +494,10 @@ impl Catalog {
             let tenant = Tenant {
                 id,
                 name: name.to_owned(),
-                plan: "free".to_owned(),
+                plan: UNLIMITED.to_owned(),
                 created_ns,
                 limits: TenantLimits::default(),
+                terms: Vec::new(),
             };
             Ok((Change::tenant(tenant.clone()), tenant))
         })
@@ -483,16 +525,17 @@ impl Catalog {
         self.lock().tenants.get(&id.to_string()).cloned().ok_or(CatalogError::NotFound("tenant"))
     }
 
-    /// A tenant's own limits; those of an unknown tenant are the defaults.
+    /// A tenant's own limits, and its plan's; those of an unknown tenant are the defaults.
     pub fn limits(&self, id: TenantId) -> TenantLimits {
-        self.lock().tenants.get(&id.to_string()).map(|t| t.limits).unwrap_or_default()
+        let state = self.lock();
+        state.tenants.get(&id.to_string()).map(|t| state.limits(t)).unwrap_or_default()
     }
 
     /// Tenants whose limits are not the defaults, for whoever keeps a copy.
     pub fn limited(&self) -> Vec<(TenantId, TenantLimits)> {
         let state = self.lock();
-        let own = state.tenants.values().filter(|t| !t.limits.is_default());
-        own.map(|t| (t.id, t.limits)).collect()
+        let all = state.tenants.values().map(|t| (t.id, state.limits(t)));
+        all.filter(|(_, limits)| !limits.is_default()).collect()
     }
 
     /// Sets a tenant's own limits, all of them.
@@ -507,6 +550,142 @@ impl Catalog {
             let tenant = Tenant { limits, ..tenant.clone() };
             Ok((Change::tenant(tenant.clone()), tenant))
         })
+    }
+
+    /// All plans, by name.
+    pub fn plans(&self) -> Vec<Plan> {
+        let mut all: Vec<Plan> = Plan::built_in().into();
+        all.extend(self.lock().plans.values().cloned());
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// Makes a plan, or another one of the same name. What tenants have by it stays as it is until
+    /// it is set for them again; its limits count at once.
+    pub fn define_plan(&self, _scope: OperatorScope, plan: Plan) -> Result<Plan, CatalogError> {
+        Self::check_name(&plan.name)?;
+        plan.check()?;
+        self.change(|_| {
+            let plans = BTreeMap::from([(plan.name.clone(), plan.clone())]);
+            Ok((Change { plans, ..Change::default() }, plan))
+        })
+    }
+
+    /// Sets a tenant's plan from `now_ns` on; without that, from when a server next runs.
+    pub fn set_plan(
+        &self,
+        _scope: OperatorScope,
+        name: &str,
+        plan: &str,
+        by: &str,
+        now_ns: Option<i64>,
+    ) -> Result<Tenant, CatalogError> {
+        self.change(|state| {
+            let mut tenant = state.by_name(name).ok_or(CatalogError::NotFound("tenant"))?.clone();
+            let plan = state.plan(plan).ok_or(CatalogError::NotFound("plan"))?;
+            let terms = Terms::by_plan(&plan, tenant.terms.last(), by);
+            add_terms(&mut tenant.terms, terms, now_ns);
+            tenant.plan = plan.name;
+            Ok((Change::tenant(tenant.clone()), tenant))
+        })
+    }
+
+    /// Lets a table keep less than its tenant's plan, or with `lift` what the plan says, from
+    /// `now_ns` on.
+    pub fn shorten(
+        &self,
+        scope: AdminScope,
+        table: Shorter,
+        lift: bool,
+        by: &str,
+        now_ns: Option<i64>,
+    ) -> Result<Tenant, CatalogError> {
+        self.change(|state| {
+            let tenant = state.tenants.get(&scope.tenant().to_string());
+            let mut tenant = tenant.ok_or(CatalogError::NotFound("tenant"))?.clone();
+            let plan = state.plan(&tenant.plan).ok_or(CatalogError::NotFound("plan"))?;
+            let before = tenant.terms.last().cloned();
+            let mut terms = before.unwrap_or_else(|| Terms::by_plan(&plan, None, by));
+            terms.by = by.to_owned();
+            terms.shorten(table, lift)?;
+            add_terms(&mut tenant.terms, terms, now_ns);
+            Ok((Change::tenant(tenant.clone()), tenant))
+        })
+    }
+
+    /// Dates what was set while no server ran: it counts from now on.
+    pub fn date_terms(&self, now_ns: i64) -> Result<(), CatalogError> {
+        let undated = |t: &&Tenant| t.terms.last().is_some_and(|t| t.from_ns.is_none());
+        let all: Vec<Tenant> = self.lock().tenants.values().filter(undated).cloned().collect();
+        for mut tenant in all {
+            if let Some(terms) = tenant.terms.pop() {
+                add_terms(&mut tenant.terms, terms, Some(now_ns));
+            }
+            self.change(|_| Ok((Change::tenant(tenant), ())))?;
+        }
+        Ok(())
+    }
+
+    /// Tenants with terms or holds, for whoever keeps a copy.
+    pub fn retained(&self) -> Vec<TenantId> {
+        let state = self.lock();
+        let terms = state.tenants.values().filter(|t| !t.terms.is_empty()).map(|t| t.id);
+        let held = state.holds.values().filter(|h| h.active()).map(|h| h.tenant);
+        let all: std::collections::BTreeSet<TenantId> = terms.chain(held).collect();
+        all.into_iter().collect()
+    }
+
+    /// Places a legal hold on a table, or on everything of a tenant.
+    pub fn add_hold(
+        &self,
+        scope: AdminScope,
+        table: Option<(String, String)>,
+        reason: &str,
+        by: &str,
+        operator: bool,
+    ) -> Result<Hold, CatalogError> {
+        let tenant = self.tenant(scope.tenant())?.id;
+        let hold = Hold {
+            id: hex::encode(random_bytes::<8>(self.entropy.as_ref())),
+            tenant,
+            table,
+            reason: reason.trim().to_owned(),
+            by: by.to_owned(),
+            operator,
+            since_ns: self.clock.now_ns(),
+            released: None,
+        };
+        hold.check()?;
+        self.change(|_| Ok((Change::hold(hold.clone()), hold)))
+    }
+
+    /// Releases a hold. One that the operator has placed is the operator's to release.
+    pub fn release_hold(
+        &self,
+        scope: AdminScope,
+        id: &str,
+        by: &str,
+        operator: bool,
+    ) -> Result<Hold, CatalogError> {
+        let now = self.clock.now_ns();
+        self.change(|state| {
+            let hold = state.holds.get(id).filter(|h| h.tenant == scope.tenant() && h.active());
+            let hold = hold.ok_or(CatalogError::NotFound("hold"))?;
+            if hold.operator && !operator {
+                return Err(CatalogError::OperatorHold);
+            }
+            let hold = Hold { released: Some((now, by.to_owned())), ..hold.clone() };
+            Ok((Change::hold(hold.clone()), hold))
+        })
+    }
+
+    /// A tenant's holds, released ones too, oldest first.
+    pub fn holds(&self, tenant: TenantId) -> Vec<Hold> {
+        let state = self.lock();
+        let mut own: Vec<Hold> =
+            state.holds.values().filter(|h| h.tenant == tenant).cloned().collect();
+        own.sort_by(|a, b| (a.since_ns, &a.id).cmp(&(b.since_ns, &b.id)));
+        own
     }
 
     /// Makes a token; its text is shown only here.

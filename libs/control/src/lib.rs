@@ -5,6 +5,7 @@
 pub mod catalog;
 pub mod device;
 pub mod limits;
+pub mod plan;
 pub mod policy;
 pub mod scope;
 pub mod token;
@@ -12,6 +13,7 @@ pub mod token;
 pub use catalog::{Catalog, CatalogError, Device, Tenant, Token, TokenScopes};
 pub use device::{CertificateError, DeviceCa};
 pub use limits::{Limits, TenantLimits};
+pub use plan::{Hold, Plan, Shorter, Terms, UNLIMITED};
 pub use policy::{Action, Denied, Principal};
 pub use scope::{AdminScope, OperatorScope, ReadScope, WriteScope};
 pub use token::Secret;

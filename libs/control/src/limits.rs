@@ -26,6 +26,15 @@ impl TenantLimits {
         *self == Self::default()
     }
 
+    /// The own figures, and the plan's where there are none.
+    pub fn or(&self, plan: &Self) -> Self {
+        Self {
+            rows_per_s: self.rows_per_s.or(plan.rows_per_s),
+            bytes_per_s: self.bytes_per_s.or(plan.bytes_per_s),
+            series_per_day: self.series_per_day.or(plan.series_per_day),
+        }
+    }
+
     /// What counts: the own figure, else the default's.
     pub fn over(&self, default: &Limits) -> Limits {
         Limits {

@@ -248,3 +248,77 @@ fn limits_are_the_tenants_own_after_a_restart_and_no_others() {
     assert!(catalog.limits(id("beta")).is_default());
     assert_eq!(catalog.limited(), [(id("acme"), own)]);
 }
+
+#[test]
+fn r1_terms_are_a_dated_history_that_outlives_a_restart_and_a_plan_defined_anew() {
+    let (disk, clock) = (SimDisk::new(), SimClock::at(1_000));
+    let catalog = open(&disk, &clock, 1);
+    let made = catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), "acme").unwrap();
+    assert_eq!((made.plan.as_str(), made.terms.len()), (UNLIMITED, 0));
+    let plan = |days| Plan {
+        name: "own".into(),
+        raw_days: Some(days),
+        rollup_days: None,
+        hot_days: Some(7),
+        limits: TenantLimits { rows_per_s: Some(5), ..TenantLimits::default() },
+    };
+    catalog.define_plan(OPERATOR, plan(90)).unwrap();
+    assert!(matches!(
+        catalog.set_plan(OPERATOR, "acme", "nothing", "operator", Some(5)),
+        Err(CatalogError::NotFound("plan"))
+    ));
+    catalog.set_plan(OPERATOR, "acme", "own", "operator", Some(5)).unwrap();
+    assert_eq!(catalog.limits(made.id).rows_per_s, Some(5), "the plan's, where it has none");
+    let scope = admin(&catalog, "acme");
+    let table = |days| Shorter { database: "default".into(), table: "cpu".into(), days };
+    assert!(catalog.shorten(scope, table(91), false, "t1", Some(6)).is_err());
+    catalog.shorten(scope, table(30), false, "t1", Some(6)).unwrap();
+    catalog.define_plan(OPERATOR, plan(10)).unwrap();
+    // While no server runs nobody says what time it is.
+    catalog.set_plan(OPERATOR, "acme", "free", "operator", None).unwrap();
+    catalog.set_plan(OPERATOR, "acme", "starter", "operator", None).unwrap();
+    drop(catalog);
+    let catalog = open(&disk, &clock, 2);
+    catalog.date_terms(700).unwrap();
+    catalog.date_terms(900).unwrap();
+    let tenant = catalog.tenant_by_name("acme").unwrap();
+    let history: Vec<_> =
+        tenant.terms.iter().map(|t| (t.from_ns, t.raw_days, t.tables.len())).collect();
+    assert_eq!(
+        history,
+        [(Some(5), Some(90), 0), (Some(6), Some(90), 1), (Some(700), Some(731), 1)]
+    );
+    assert_eq!(catalog.retained(), [made.id]);
+    assert_eq!(catalog.plans().len(), 5);
+}
+
+#[test]
+fn r1_a_hold_has_a_reason_and_an_author_and_stays_listed_after_its_release() {
+    let (disk, clock) = (SimDisk::new(), SimClock::at(1_000));
+    let catalog = open(&disk, &clock, 1);
+    for name in ["acme", "other"] {
+        catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), name).unwrap();
+    }
+    let (scope, other) = (admin(&catalog, "acme"), admin(&catalog, "other"));
+    assert!(catalog.add_hold(scope, None, "  ", "operator", true).is_err());
+    let all = catalog.add_hold(scope, None, "case 7", "operator", true).unwrap();
+    let table = Some(("default".to_owned(), "cpu".to_owned()));
+    let own = catalog.add_hold(scope, table, "audit", "t1", false).unwrap();
+    assert!(matches!(
+        catalog.release_hold(scope, &all.id, "t1", false),
+        Err(CatalogError::OperatorHold)
+    ));
+    assert!(catalog.release_hold(other, &own.id, "operator", true).is_err(), "not its own");
+    catalog.release_hold(scope, &own.id, "t1", false).unwrap();
+    assert!(catalog.release_hold(scope, &own.id, "t1", false).is_err(), "once");
+    drop(catalog);
+    let catalog = open(&disk, &clock, 2);
+    let holds = catalog.holds(scope.tenant());
+    assert_eq!(holds.iter().filter(|h| h.active()).count(), 1);
+    assert_eq!(
+        holds.iter().filter_map(|h| h.released.clone()).collect::<Vec<_>>(),
+        [(1_000, "t1".to_owned())]
+    );
+    assert_eq!(catalog.retained(), [scope.tenant()]);
+    assert!(catalog.holds(other.tenant()).is_empty());
+}

@@ -58,7 +58,7 @@ metrics! {
     Flushes = "millrace_flushes_total", "counter";
     /// Flushes that failed and will be tried again.
     FlushFailures = "millrace_flush_failures_total", "counter";
-    /// Compactions committed, by reason (overlap, small, late, late into base, seal).
+    /// Compactions committed, by reason (overlap, small, late, late into base, seal, erase).
     Compactions = "millrace_compactions_total", "counter";
     /// Tables with files that wait for a compaction.
     CompactionsWaiting = "millrace_compactions_waiting", "gauge";
@@ -72,6 +72,16 @@ metrics! {
     TablesSlowed = "millrace_tables_slowed", "gauge";
     /// Writes refused because merges of their table have to catch up.
     WritesSlowed = "millrace_writes_slowed_total", "counter";
+    /// Files that left because they are out of retention.
+    RetentionFiles = "millrace_retention_files_total", "counter";
+    /// Sealed bytes of these.
+    RetentionBytes = "millrace_retention_bytes_total", "counter";
+    /// Tenants of whom retention would drop more than ageing explains; each waits for `millrace plan confirm`.
+    RetentionBlocked = "millrace_retention_blocked_tenants", "gauge";
+    /// Seconds that the wall clock is ahead of what retention believes, or behind it (negative); 0 is right.
+    ClockDistrust = "millrace_clock_distrust_seconds", "gauge";
+    /// Deletions by statement, by kind (rows, table).
+    Deletions = "millrace_deletions_total", "counter";
     /// Queries answered, by tenant and outcome.
     Queries = "millrace_queries_total", "counter";
     /// Seconds from a query's arrival to its last row.

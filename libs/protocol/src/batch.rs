@@ -366,8 +366,10 @@ pub enum RefusalCode {
     TooLong,
     /// The timestamp does not parse or overflows.
     BadTime,
-    /// The time is too far in the future or past what is kept.
+    /// The time is too far in the future.
     OutOfWindow,
+    /// The time is before what the tenant's plan keeps.
+    OutOfRetention,
     /// The value's type is not the column's.
     TypeConflict,
     /// Too many columns, tags or series.
@@ -386,6 +388,7 @@ impl RefusalCode {
             Self::TooLong => "too_long",
             Self::BadTime => "bad_time",
             Self::OutOfWindow => "out_of_window",
+            Self::OutOfRetention => "out_of_retention",
             Self::TypeConflict => "type_conflict",
             Self::Quota => "quota",
         }

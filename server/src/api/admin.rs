@@ -215,7 +215,7 @@ pub(crate) async fn tenants(
 #[derive(Debug, Deserialize)]
 pub(crate) struct OfTenant {
     #[serde(default)]
-    tenant: Option<String>,
+    pub(crate) tenant: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

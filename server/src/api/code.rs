@@ -82,6 +82,10 @@ codes! {
     RowsMissing = "rows_missing", CONFLICT;
     /// The name is taken.
     Exists = "exists", CONFLICT;
+    /// A plan, a table's own limit or a hold that cannot be.
+    BadPlan = "bad_plan", BAD_REQUEST;
+    /// A legal hold keeps what would be deleted.
+    Held = "held", CONFLICT;
     /// The tenant has been removed.
     TenantGone = "tenant_gone", FORBIDDEN;
     /// More at once than there is room for.

@@ -174,6 +174,8 @@ impl From<CatalogError> for Problem {
             CatalogError::NotFound(_) => Code::NotFound,
             CatalogError::Scope(_) => Code::BadScope,
             CatalogError::Claim => Code::BadClaim,
+            CatalogError::Plan(_) => Code::BadPlan,
+            CatalogError::OperatorHold => Code::Forbidden,
             CatalogError::Certificate(_) => Code::BadSigningRequest,
         };
         Self::new(code, e.to_string())

@@ -176,7 +176,7 @@ impl Target {
     }
 
     /// Does the work on the folder or on the server; gives JSON either way.
-    fn work(
+    pub(super) fn work(
         &self,
         local: impl FnOnce(&startup::Control) -> Result<Value, crate::api::Problem>,
         remote: impl FnOnce(&super::client::Client) -> Result<Vec<u8>, Failure>,
@@ -204,22 +204,22 @@ impl Target {
         }
     }
 
-    fn print(&self, answer: &Value, human: impl FnOnce(&Value) -> String) {
+    pub(super) fn print(&self, answer: &Value, human: impl FnOnce(&Value) -> String) {
         say(&if self.json { answer.to_string() } else { human(answer) });
     }
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn lines(value: &Value, one: impl Fn(&Value) -> String) -> String {
+pub(super) fn lines(value: &Value, one: impl Fn(&Value) -> String) -> String {
     let all: Vec<String> = value.as_array().into_iter().flatten().map(one).collect();
     if all.is_empty() { "none".to_owned() } else { all.join("\n") }
 }
 
 /// Before it becomes part of a path.
-fn check_name(name: &str) -> Result<(), Failure> {
+pub(super) fn check_name(name: &str) -> Result<(), Failure> {
     Catalog::check_name(name).map_err(|e| Failure(e.to_string()))
 }
 

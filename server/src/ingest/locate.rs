@@ -9,7 +9,7 @@ use millrace_protocol::batch::RefusalCode;
 /// is the first name between backticks and an equals sign away in `reason`. 0 if it is not there.
 pub fn column(line: &str, code: RefusalCode, reason: &str) -> u32 {
     let at = match code {
-        RefusalCode::OutOfWindow | RefusalCode::BadTime => {
+        RefusalCode::OutOfWindow | RefusalCode::OutOfRetention | RefusalCode::BadTime => {
             line.trim_end().rfind(' ').map(|space| space + 1)
         }
         _ => reason.split('`').skip(1).step_by(2).find_map(|name| named(line, name)),

@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use millrace_crypto::key::KeyError;
@@ -25,13 +26,21 @@ use super::{
 };
 use crate::{
     column_file::{bundle::BundleWriter, writer::ColumnFileParts},
+    erase::{Cause, Tombstone},
     flush::{FlushError, Maintenance},
     idle::WakeError,
     limits::EngineLimits,
     manifest::{Delta, FileEntry, TableDelta, TenantDelta, TenantManifest},
-    schema::TableSchema,
-    shard::{table::TableHandle, tenant::TenantHandle},
+    shard::{
+        table::{TableHandle, TableVersion},
+        tenant::TenantHandle,
+    },
 };
+
+/// A duration in ns.
+fn ns(age: Duration) -> i64 {
+    i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)
+}
 
 /// A table of a tenant, by its number.
 type TableKey = (TenantId, u64);
@@ -46,6 +55,8 @@ pub(crate) struct Wanted {
     failing: BTreeSet<TableKey>,
     /// Tables whose writes wait.
     slowed: BTreeSet<TableKey>,
+    /// Tables with deleted rows, and when files are to be rewritten without them.
+    erasing: BTreeMap<TableKey, i64>,
     scheduler: Scheduler,
 }
 
@@ -64,8 +75,13 @@ impl Wanted {
     ) {
         for (id, table) in &part.tables {
             let deep = overlap(&table.files) >= limits.overlap_max;
+            let statement = |t: &&Arc<Tombstone>| t.cause == Cause::Statement;
             if deep || planner::plan(&table.files, limits, now_ns).is_some() {
                 self.changed(tenant, *id);
+            } else if let Some(first) = table.tombstones.iter().find(statement) {
+                // Looked at when it is due, so that the tenant need not be loaded before.
+                let at = first.made_ns.saturating_add(ns(limits.erase_after));
+                self.erasing.insert((tenant, *id), at);
             }
         }
     }
@@ -73,6 +89,26 @@ impl Wanted {
     /// Notes that a table's files have changed.
     pub(crate) fn changed(&mut self, tenant: TenantId, table_id: u64) {
         self.changed.insert((tenant, table_id));
+    }
+
+    /// A table is no more.
+    pub(crate) fn gone(&mut self, tenant: TenantId, table_id: u64) {
+        let key = (tenant, table_id);
+        self.changed.remove(&key);
+        self.jobs.remove(&key);
+        self.failing.remove(&key);
+        self.slowed.remove(&key);
+        self.erasing.remove(&key);
+    }
+
+    /// Looks again at the tables whose deleted rows are to be rewritten by now.
+    pub(crate) fn erasable(&mut self, now_ns: i64) {
+        let due: Vec<TableKey> =
+            self.erasing.iter().filter(|(_, at)| **at <= now_ns).map(|(key, _)| *key).collect();
+        for key in due {
+            self.erasing.remove(&key);
+            self.changed.insert(key);
+        }
     }
 
     /// Whether there is anything to do, or to look at, for a tenant.
@@ -156,7 +192,7 @@ impl Maintenance {
                 }
             };
             let version = handle.current.load_full();
-            let job = planner::plan(&version.files, &self.limits, now);
+            let job = self.plan(key, &handle, &version, now);
             let deep = overlap(&version.files) >= self.limits.overlap_max;
             if deep && job.is_none() {
                 tracing::warn!(
@@ -172,6 +208,37 @@ impl Maintenance {
             };
         }
         metrics::gauge!(Metric::CompactionsWaiting.name()).set(self.wanted.jobs.len() as f64);
+    }
+
+    /// What to merge of a table next: what queries wait for, or what was deleted long ago.
+    fn plan(
+        &mut self,
+        key: TableKey,
+        handle: &TableHandle,
+        version: &TableVersion,
+        now: i64,
+    ) -> Option<Job> {
+        if version.tombstones.is_empty() {
+            return planner::plan(&version.files, &self.limits, now);
+        }
+        let name = (handle.database.clone(), version.schema.name.clone());
+        let rules = self.limits.retention.rules(key.0);
+        if rules.is_some_and(|rules| rules.holds.holds(&name)) {
+            // A merge would leave out deleted rows, which a hold keeps.
+            return None;
+        }
+        let trusted = self.trusted().now_ns;
+        let before = |age: Duration| trusted.saturating_sub(ns(age));
+        let rewrite = |made| planner::rewrite(&version.files, &version.tombstones, made);
+        let job = rewrite(before(self.limits.erase_within / 2))
+            .or_else(|| planner::plan(&version.files, &self.limits, now))
+            .or_else(|| rewrite(before(self.limits.erase_after)));
+        let statements = version.tombstones.iter().filter(|t| t.cause == Cause::Statement);
+        if let Some(first) = statements.map(|t| t.made_ns).min().filter(|_| job.is_none()) {
+            let at = first.saturating_add(ns(self.limits.erase_after));
+            self.wanted.erasing.insert(key, at.max(trusted.saturating_add(1)));
+        }
+        job
     }
 
     /// Lets a table's writes wait for merges, or go on.
@@ -235,7 +302,11 @@ impl Maintenance {
         let view = handle.dictionary.view();
         let sizes =
             Sizes { file: self.limits.merge_file_bytes, group: self.limits.merge_group_bytes };
-        let mut merger = Merger::open(job, Arc::clone(&schema), view, &access, sizes).await?;
+        let stones = handle.current.load().tombstones.clone();
+        // All that concern an input are heeded, so that the outputs are free of every one of them.
+        let erased_to = stones.iter().map(|t| t.id).max().unwrap_or(0);
+        let mut merger =
+            Merger::open(job, Arc::clone(&schema), view, &access, sizes, &stones).await?;
         let mut files = Vec::new();
         while let Some(parts) = merger.next_file().await.map_err(flush_error)? {
             let ColumnFileParts { parquet, directory, rows, t_min, t_max } = parts;
@@ -255,6 +326,7 @@ impl Maintenance {
                 rows,
                 lsn_lo,
                 lsn_hi,
+                erased_to,
             }));
         }
         Ok(Merged { files, start_ns })
@@ -268,20 +340,19 @@ impl Maintenance {
         Merged { files, start_ns }: Merged,
     ) -> Result<(), FlushError> {
         let removed: Vec<[u8; 16]> = job.inputs.iter().map(|f| f.id).collect();
+        let over = handle.ended(&files, &removed);
         let delta = TableDelta {
-            database: handle.database.clone(),
-            schema: TableSchema::clone(&handle.current.load().schema),
             added_files: files.clone(),
             removed_files: removed.clone(),
-            added_series: Vec::new(),
-            removed_series: Vec::new(),
+            removed_tombstones: over.clone(),
+            ..TableDelta::of(&handle.database, &handle.current.load().schema)
         };
         let tables = BTreeMap::from([(handle.table_id, delta)]);
-        let tenant_delta = TenantDelta { tables, streams: BTreeMap::new(), next_table_id: None };
+        let tenant_delta = TenantDelta { tables, ..TenantDelta::default() };
         let flushed_lsn = self.manifest.flushed_lsn();
         self.commit(Delta { flushed_lsn, tenants: BTreeMap::from([(tenant.id, tenant_delta)]) })
             .await?;
-        handle.compacted(&files, &removed);
+        handle.compacted(&files, &removed, &over);
         job.inputs.iter().for_each(|file| self.garbage.file_left(file));
         self.cache.forget(tenant.id, &removed);
         let record = CompactionRecord {

@@ -29,6 +29,8 @@ pub enum Reason {
     LateIntoBase,
     /// A window has been sealed.
     Seal,
+    /// A file has deleted rows.
+    Erase,
 }
 
 impl Reason {
@@ -40,6 +42,7 @@ impl Reason {
             Self::Late => "late",
             Self::LateIntoBase => "late into base",
             Self::Seal => "seal",
+            Self::Erase => "erase",
         }
     }
 

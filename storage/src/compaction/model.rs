@@ -37,6 +37,7 @@ pub(crate) fn entry(id: u64, level: u8, time: (i64, i64), lsn: (u64, u64), rows:
         lsn_lo: lsn.0,
         lsn_hi: lsn.1,
         bytes: rows * ROW_BYTES,
+        erased_to: 0,
     }
 }
 

@@ -18,7 +18,11 @@ use super::{
     overlap::{deepest, keeps_order, version},
     territory::{Home, Territory},
 };
-use crate::{limits::EngineLimits, manifest::FileEntry};
+use crate::{
+    erase::{Cause, Tombstone},
+    limits::EngineLimits,
+    manifest::FileEntry,
+};
 
 /// Late runs over one point of time at most.
 const LATE_MAX: usize = 8;
@@ -26,7 +30,7 @@ const LATE_MAX: usize = 8;
 /// Files to merge.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
-    /// The inputs, at least two, oldest first.
+    /// The inputs, oldest first: at least two, or one from which deleted rows are left out.
     pub inputs: Vec<Arc<FileEntry>>,
     /// Level of the outputs.
     pub level: u8,
@@ -65,6 +69,18 @@ pub(crate) fn plan(files: &[Arc<FileEntry>], limits: &EngineLimits, now: i64) ->
     }
     let table = Table::new(files, limits, now);
     table.relief().or_else(|| table.hot()).or_else(|| table.late()).or_else(|| table.seal())
+}
+
+/// A file of which rows were deleted at or before `made_ns`, to be written again without them.
+pub(crate) fn rewrite(
+    files: &[Arc<FileEntry>],
+    tombstones: &[Arc<Tombstone>],
+    made_ns: i64,
+) -> Option<Job> {
+    let due = |t: &&Arc<Tombstone>| t.cause == Cause::Statement && t.made_ns <= made_ns;
+    let due: Vec<_> = tombstones.iter().filter(due).collect();
+    let file = files.iter().find(|f| due.iter().any(|t| t.concerns(f)))?;
+    Some(Job { inputs: vec![Arc::clone(file)], level: file.level, reason: Reason::Erase })
 }
 
 /// How many late files of one tier, told by how often they have been merged, make a merge.

@@ -3,11 +3,11 @@
 //! Owns: nothing that outlives the job. Holds one group of rows of each input and the encoded
 //! pages of one output file (limits: `merge_group_bytes`, `merge_file_bytes`), whatever the size
 //! of the job.
-//! Never: changes the manifest; drops a row.
+//! Never: changes the manifest; drops a row but one that a tombstone takes (erase.rs).
 
 use std::{ops::Range, sync::Arc};
 
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, new_empty_array};
 use millrace_protocol::value::FieldType;
 
 use super::planner::Job;
@@ -18,11 +18,12 @@ use crate::{
         stream::ColumnFileWriter,
         writer::{ColumnFileParts, FileProfile, WriteFileError},
     },
+    erase::{Tombstone, concerning, erase, erase_series},
     files::FileAccess,
     merge::{self, Source, Stretch},
     planted::{Bug, planted},
     run::{Run, SeriesSpan},
-    scan::{GROUP_ROWS, ReadError, Span, ranked},
+    scan::{GROUP_ROWS, ReadError, Span, arrow_type, ranked},
     schema::TableSchema,
     series::dictionary::SeriesView,
 };
@@ -45,6 +46,8 @@ pub(crate) enum MergeError {
 
 struct Input {
     file: Arc<ColumnFile>,
+    /// What of it is deleted.
+    tombstones: Vec<Arc<Tombstone>>,
     /// In rank order.
     spans: Vec<Span>,
 }
@@ -95,12 +98,18 @@ impl Merger {
         view: Arc<SeriesView>,
         access: &FileAccess,
         sizes: Sizes,
+        tombstones: &[Arc<Tombstone>],
     ) -> Result<Self, ReadError> {
         let mut inputs = Vec::new();
         for entry in job.inputs.iter().skip(usize::from(planted(Bug::MergeDropsInput))) {
             let file = access.open(entry).await?;
             let spans = ranked(file.directory().spans(), &view, || file.place(), |_, _| true)?;
-            inputs.push(Input { file, spans });
+            let tombstones = if planted(Bug::MergeKeepsDeleted) {
+                Vec::new()
+            } else {
+                concerning(tombstones, entry)
+            };
+            inputs.push(Input { file, tombstones, spans });
         }
         let forgotten = usize::from(planted(Bug::MergeDropsField));
         let fields = schema
@@ -136,7 +145,7 @@ impl Merger {
     pub(crate) async fn next_file(&mut self) -> Result<Option<ColumnFileParts>, MergeError> {
         let first = match self.left_over.take() {
             Some(run) => run,
-            None => match self.next_run().await? {
+            None => match self.next_rows().await? {
                 Some(run) => run,
                 None => return Ok(None),
             },
@@ -145,13 +154,23 @@ impl Merger {
         let mut file = ColumnFileWriter::begin(first, schema, profile, &self.layout)?
             .collecting(self.sizes.group);
         while file.bytes() < self.sizes.file {
-            let Some(run) = self.next_run().await? else { break };
+            let Some(run) = self.next_rows().await? else { break };
             self.left_over = file.push(run, &self.schema)?;
             if self.left_over.is_some() {
                 break;
             }
         }
         Ok(Some(file.finish(&self.schema)?))
+    }
+
+    /// The next run that has rows: all of a group may be deleted.
+    async fn next_rows(&mut self) -> Result<Option<Run>, ReadError> {
+        loop {
+            match self.next_run().await? {
+                Some(run) if run.rows() == 0 => {}
+                other => return Ok(other),
+            }
+        }
     }
 
     async fn next_run(&mut self) -> Result<Option<Run>, ReadError> {
@@ -165,7 +184,7 @@ impl Merger {
         }
         let mut sources = Vec::new();
         for input in &self.inputs {
-            if let Some(source) = read(input, lo, hi, &self.fields).await? {
+            if let Some(source) = read(input, lo, hi, &self.fields, &self.view).await? {
                 sources.push(source);
             }
         }
@@ -211,10 +230,14 @@ impl Merger {
         let step = (self.group_rows / cursors.len().max(1) as u64).max(GROUP_ROWS_MIN) as u32;
         for cursor in cursors.iter_mut().filter(|c| c.batch.num_rows() == 0 && !c.rest.is_empty()) {
             let Some(input) = self.inputs.get(cursor.input) else { continue };
-            let end = cursor.rest.end.min(cursor.rest.start.saturating_add(step));
-            let rows = cursor.rest.start..end;
-            cursor.batch = input.file.read_whole(std::slice::from_ref(&rows), &self.fields).await?;
-            cursor.rest.start = end;
+            // Until it has a row that is not deleted: where it ends is where the piece may end.
+            while cursor.batch.num_rows() == 0 && !cursor.rest.is_empty() {
+                let end = cursor.rest.end.min(cursor.rest.start.saturating_add(step));
+                let rows = cursor.rest.start..end;
+                let read = input.file.read_whole(std::slice::from_ref(&rows), &self.fields).await?;
+                cursor.batch = erase_series(read, rank, &input.tombstones, &self.view)?;
+                cursor.rest.start = end;
+            }
         }
         let mut cut = i64::MAX;
         for cursor in cursors.iter().filter(|c| !c.rest.is_empty()) {
@@ -237,7 +260,18 @@ impl Merger {
         Ok(Some(run))
     }
 
+    /// A run without rows.
+    fn nothing(&self) -> Result<Run, ReadError> {
+        let ids = self.fields.iter().map(|f| f.0).collect();
+        let empty = |(_, ty): &(u32, FieldType)| new_empty_array(&arrow_type(*ty));
+        let fields = self.fields.iter().map(empty).collect();
+        Ok(Run::new(Vec::new(), ids, fields, Vec::new())?)
+    }
+
     fn merged(&self, sources: &[Source]) -> Result<Run, ReadError> {
+        if sources.is_empty() {
+            return self.nothing();
+        }
         let part = merge::merge(sources)?;
         let time = merge::times(&part.batch)?;
         let mut series = Vec::with_capacity(part.series.len());
@@ -264,6 +298,7 @@ async fn read(
     lo: u32,
     hi: u32,
     fields: &[(u32, FieldType)],
+    view: &SeriesView,
 ) -> Result<Option<Source>, ReadError> {
     let from = input.spans.partition_point(|s| s.rank < lo);
     let to = input.spans.partition_point(|s| s.rank <= hi);
@@ -276,5 +311,6 @@ async fn read(
         .iter()
         .map(|s| Stretch { rank: s.rank, start: (s.start - start) as usize, rows: s.rows as usize })
         .collect();
-    Ok(Some(Source { batch, stretches }))
+    let source = erase(Source { batch, stretches }, &input.tombstones, view)?;
+    Ok((!source.stretches.is_empty()).then_some(source))
 }

@@ -154,7 +154,13 @@ impl Keeper {
                 Ok(Some(ToMaintenance::Stop)) | Err(()) => return None,
                 // Whoever wants a flush now wants the shard now.
                 Ok(Some(ToMaintenance::Flush(answer))) => asked.extend(answer),
-                Ok(None) => {}
+                // Nobody can delete now; whoever asked is told to try again.
+                Ok(Some(
+                    ToMaintenance::Retain
+                    | ToMaintenance::Delete(..)
+                    | ToMaintenance::DropTable(..),
+                ))
+                | Ok(None) => {}
             }
             let opened = futures::executor::block_on(Shard::open(self.config.clone()));
             let opened = opened.map_err(|e| e.to_string());

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use futures::executor::block_on;
-use millrace_crypto::sealed_file::open_object;
+use millrace_crypto::{
+    key::TenantKeySource,
+    sealed_file::{open_object, seal_object},
+};
 use millrace_platform::{
     disk::read_file,
     sim::{SimDisk, SimEntropy},
@@ -19,7 +22,7 @@ use crate::{
     column_file::bundle::SectionRef,
     manifest::{
         Delta, FileEntry, ManifestStore, SeriesSection, StreamState, TableDelta, TenantDelta,
-        record::{SYSTEM, digest_of, id_of},
+        record::{SYSTEM, decode, digest_of, id_of},
     },
     object::local::DurableLocalStore,
     schema::{FieldDef, TableSchema, TagColumn},
@@ -44,6 +47,7 @@ fn delta() -> Delta {
         lsn_lo: 1,
         lsn_hi: 3,
         bytes: 2200,
+        erased_to: 0,
     };
     let schema = TableSchema {
         table_id: 1,
@@ -53,12 +57,9 @@ fn delta() -> Delta {
         version: 2,
     };
     let table = TableDelta {
-        database: "default".into(),
-        schema,
         added_files: vec![Arc::new(file)],
-        removed_files: Vec::new(),
         added_series: vec![SeriesSection { section: section(0xa3, 2200, 260), count: 2, day: 0 }],
-        removed_series: Vec::new(),
+        ..TableDelta::of("default", &schema)
     };
     let key =
         StreamKey { device: DeviceId([0xd1; 16]), stream: "cpu".parse().unwrap(), epoch: Epoch(1) };
@@ -66,6 +67,7 @@ fn delta() -> Delta {
         tables: BTreeMap::from([(1, table)]),
         streams: BTreeMap::from([(key, StreamState { hi: SeqNo(5) })]),
         next_table_id: Some(2),
+        ..TenantDelta::default()
     };
     Delta { flushed_lsn: 3, tenants: BTreeMap::from([(TENANT, tenant)]) }
 }
@@ -129,4 +131,27 @@ fn the_first_record_of_the_manifest_page_opens_and_is_what_the_second_one_follow
     assert_eq!(head["number"], 1);
     let second: serde_json::Value = serde_json::from_str(blocks(PAGE, "json")[1]).unwrap();
     assert_eq!(second["previous"], hex::encode(digest_of(&sealed)));
+}
+
+/// The first record of a server from before tombstones, as its page showed it.
+const FORMAT_1: &str = include_str!("manifest_1.hex");
+
+#[test]
+fn a_record_of_format_1_is_read_and_one_of_a_format_to_come_is_refused() {
+    let sealed = bytes_of(FORMAT_1);
+    let (head, tenants) = decode::<TenantDelta>(NAMES[1], &sealed, &ExampleKeys).unwrap();
+    assert_eq!((head.format, head.number, head.clock), (1, 1, None));
+    assert!(tenants.is_empty());
+    // The same, sealed anew with another number in its place.
+    let plain = open_object(&ExampleKeys, &SYSTEM, id_of(NAMES[1], None), &sealed).unwrap();
+    let text = String::from_utf8(plain[4..].to_vec()).unwrap();
+    let json = text.replace("\"format\":1,", "\"format\":3,");
+    assert_ne!(text, json);
+    let mut plain = plain[..4].to_vec();
+    plain.extend_from_slice(json.as_bytes());
+    let keys = ExampleKeys.current(&SYSTEM).unwrap();
+    let entropy = SimEntropy::seeded(SEED);
+    let newer = seal_object(&keys, &entropy, id_of(NAMES[1], None), &plain);
+    let refused = decode::<TenantDelta>(NAMES[1], &newer, &ExampleKeys).unwrap_err().to_string();
+    assert_eq!(refused, "format 3, this server knows 2");
 }

@@ -19,6 +19,7 @@ use crate::{
         bundle::{SectionRef, object_path},
         reader::{ColumnFile, ColumnFileError, read_section},
     },
+    erase::Tombstone,
     manifest::{FileEntry, Manifest, SeriesSection, TableManifest},
     merge,
     run::SeriesSpan,
@@ -57,6 +58,7 @@ impl Walk<'_> {
                 let at = Place { tenant: Some(*tenant), table: Some(name), file: None };
                 self.schema(&at, &table.schema);
                 let dictionary = self.series(&at, *tenant, table, &keys).await?;
+                self.tombstones(&at, table, manifest, &dictionary);
                 for file in &table.files {
                     let file_at = Place { file: object_name(&file.parquet), ..at.clone() };
                     if !ids.insert(file.id) {
@@ -64,13 +66,60 @@ impl Walk<'_> {
                         self.find(&file_at, Code::FileTwice, detail);
                     }
                     self.entry(&file_at, file, manifest.flushed_lsn);
-                    self.file(&file_at, *tenant, file, &table.schema, &dictionary).await?;
+                    self.file(&file_at, *tenant, file, table, &dictionary).await?;
                 }
                 self.order(&at, &table.files);
                 known.insert((*tenant, *id), dictionary);
             }
         }
         Ok(known)
+    }
+
+    /// Tombstones are of the past, of series that there are, and each is another.
+    fn tombstones(
+        &mut self,
+        at: &Place,
+        table: &TableManifest,
+        manifest: &Manifest,
+        dictionary: &SeriesDictionary,
+    ) {
+        let view = dictionary.view();
+        let mut ids = BTreeSet::new();
+        for stone in &table.tombstones {
+            let series = stone.series.iter().flatten();
+            let unknown = series.filter(|sid| view.ordinal(**sid).is_none()).count();
+            let sane = ids.insert(stone.id)
+                && stone.id <= manifest.number
+                && stone.seq <= manifest.flushed_lsn
+                && stone.t_min <= stone.t_max;
+            if !sane || unknown > 0 {
+                let (id, seq) = (stone.id, stone.seq);
+                let detail =
+                    format!("tombstone {id} at log position {seq}, {unknown} series unknown");
+                self.find(at, Code::Tombstone, detail);
+            }
+        }
+    }
+
+    /// A file that says that it heeds a tombstone has no series of it that lies in its times.
+    fn deleted(
+        &mut self,
+        at: &Place,
+        file: &ColumnFile,
+        entry: &FileEntry,
+        tombstones: &[Arc<Tombstone>],
+    ) {
+        for stone in tombstones.iter().filter(|t| t.id <= entry.erased_to && entry.lsn_hi <= t.seq)
+        {
+            let inside = |s: &&SeriesSpan| s.t_min >= stone.t_min && s.t_max <= stone.t_max;
+            let taken = |s: &&SeriesSpan| {
+                stone.series.as_ref().is_none_or(|all| all.binary_search(&s.sid).is_ok())
+            };
+            if let Some(span) = file.directory().spans().iter().filter(inside).find(taken) {
+                let detail = format!("series {} is deleted by tombstone {}", span.sid, stone.id);
+                self.find(at, Code::DeletedRows, detail);
+            }
+        }
     }
 
     fn schema(&mut self, at: &Place, schema: &TableSchema) {
@@ -176,7 +225,7 @@ impl Walk<'_> {
         at: &Place,
         tenant: TenantId,
         entry: &FileEntry,
-        schema: &TableSchema,
+        table: &TableManifest,
         dictionary: &SeriesDictionary,
     ) -> Result<(), FsckError> {
         self.report.files += 1;
@@ -190,7 +239,10 @@ impl Walk<'_> {
             }
         };
         match opened {
-            Ok(file) => self.rows(at, &file, entry, schema, dictionary).await?,
+            Ok(file) => {
+                self.deleted(at, &file, entry, &table.tombstones);
+                self.rows(at, &file, entry, &table.schema, dictionary).await?;
+            }
             Err(e) => self.find_unread(at, &e)?,
         }
         self.advance(entry.parquet.len);

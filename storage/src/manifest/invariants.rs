@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use millrace_platform::invariant::{self, Broken};
 
 use super::state::{Delta, FileEntry, Manifest, TableDelta, TableManifest};
-use crate::compaction::overlap::keeps_order;
+use crate::{
+    compaction::overlap::keeps_order,
+    erase::{Cause, Tombstone},
+};
 
 /// Checks `delta` against the manifest it would change.
 pub(crate) fn check(now: &Manifest, delta: &Delta) -> Result<(), Broken> {
@@ -28,6 +31,10 @@ pub(crate) fn check(now: &Manifest, delta: &Delta) -> Result<(), Broken> {
         }
         for (id, table) in &change.tables {
             check_table(known.and_then(|t| t.tables.get(id)), table, delta.flushed_lsn)?;
+        }
+        for id in &change.dropped_tables {
+            let known = known.is_some_and(|t| t.tables.contains_key(id));
+            millrace_platform::invariant!(R4_DROPPED_TABLE_EXISTS, known, id)?;
         }
     }
     Ok(())
@@ -66,6 +73,7 @@ fn check_table(
         )?;
     }
     check_series(known, change)?;
+    check_tombstones(known, change, flushed_lsn)?;
     if change.removed_files.is_empty() {
         return Ok(());
     }
@@ -89,11 +97,53 @@ fn check_table(
         )?;
     }
     check_bounds(&removed, &change.added_files)?;
+    check_gone(known, change, &removed)?;
     let left = files.iter().filter(|f| !change.removed_files.contains(&f.id));
     // Sequence-convex: seen from each input that it meets, what stays is as new or old as it was.
     if !change.added_files.is_empty() && !keeps_order(&removed, left.map(AsRef::as_ref)) {
         let detail = format!("a file lies between inputs {lo} to {hi}");
         return Err(invariant::broken("D2_MERGE_IS_SEQUENCE_CONVEX", detail));
+    }
+    Ok(())
+}
+
+/// A tombstone takes what is in files, is newer than all others, and ends once.
+fn check_tombstones(
+    known: Option<&TableManifest>,
+    change: &TableDelta,
+    flushed_lsn: u64,
+) -> Result<(), Broken> {
+    let now = known.map(|t| t.tombstones.as_slice()).unwrap_or_default();
+    let newest = now.iter().map(|t| t.id).max().unwrap_or(0);
+    for stone in &change.added_tombstones {
+        let sane = stone.id > newest && stone.seq <= flushed_lsn && stone.t_min <= stone.t_max;
+        millrace_platform::invariant!(D2_TOMBSTONE_IS_SANE, sane, stone.id, stone.seq, newest)?;
+    }
+    for id in &change.removed_tombstones {
+        let there = now.iter().any(|t| t.id == *id);
+        millrace_platform::invariant!(R4_ENDED_TOMBSTONE_EXISTS, there, id)?;
+    }
+    Ok(())
+}
+
+/// Files leave without others in their place only where their rows are deleted: all of them out of
+/// retention, as the same record says, or some tombstone concerns each.
+fn check_gone(
+    known: Option<&TableManifest>,
+    change: &TableDelta,
+    removed: &[&FileEntry],
+) -> Result<(), Broken> {
+    if !change.added_files.is_empty() {
+        return Ok(());
+    }
+    let before = known.map(|t| t.tombstones.as_slice()).unwrap_or_default();
+    for file in removed {
+        let expired = |t: &Tombstone| {
+            t.cause == Cause::Retention && t.series.is_none() && file.t_max <= t.t_max
+        };
+        let gone = change.added_tombstones.iter().any(|t| expired(t) && t.concerns(file))
+            || before.iter().any(|t| t.concerns(file));
+        millrace_platform::invariant!(R1_FILES_LEAVE_FOR_A_REASON, gone, hex::encode(file.id))?;
     }
     Ok(())
 }
@@ -107,7 +157,9 @@ fn check_series(known: Option<&TableManifest>, change: &TableDelta) -> Result<()
     let leave = sections.iter().filter(|s| change.removed_series.contains(&s.section));
     let (left, count) = leave.fold((0, 0), |(n, count), s| (n + 1, count + s.count));
     let entered: u64 = change.added_series.iter().map(|s| s.count).sum();
-    let kept = left == change.removed_series.len() && entered >= count;
+    // A table without rows needs no series either.
+    let empty = known.is_none_or(|t| t.files.is_empty()) && change.added_files.is_empty();
+    let kept = left == change.removed_series.len() && (entered >= count || empty);
     millrace_platform::invariant!(D1_SERIES_ARE_KEPT, kept, left, entered, count)
 }
 

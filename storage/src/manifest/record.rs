@@ -18,9 +18,12 @@ use millrace_platform::entropy::Entropy;
 use millrace_protocol::ids::TenantId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::retention::ClockMark;
+
 /// The owner of the system's own keys.
 pub(crate) const SYSTEM: [u8; 16] = [0; 16];
-const FORMAT: u32 = 1;
+/// 1 had no tombstones; it is still read.
+const FORMAT: u32 = 2;
 
 /// SHA-256 of a record's sealed bytes.
 pub(crate) type Digest = [u8; 32];
@@ -38,8 +41,22 @@ pub(crate) struct Head {
     #[serde(with = "crate::text::fixed")]
     pub(crate) previous: Digest,
     pub(crate) flushed_lsn: u64,
+    /// The trusted clock when it was written; records of format 1 have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) clock: Option<ClockMark>,
     /// Tenants and the lengths of their leaves, in order.
     leaves: Vec<(TenantId, u64)>,
+}
+
+/// What the writer says in a head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heading {
+    pub(crate) number: u64,
+    pub(crate) epoch: u64,
+    pub(crate) nonce: [u8; 16],
+    pub(crate) previous: Digest,
+    pub(crate) flushed_lsn: u64,
+    pub(crate) clock: Option<ClockMark>,
 }
 
 /// Why a record does not read.
@@ -76,7 +93,7 @@ pub(crate) fn id_of(name: &str, tenant: Option<&TenantId>) -> [u8; 16] {
 /// Seals a record that is stored as `name`.
 pub(crate) fn encode<T: Serialize>(
     name: &str,
-    head: (u64, u64, [u8; 16], Digest, u64),
+    head: Heading,
     tenants: &BTreeMap<TenantId, T>,
     keys: &dyn TenantKeySource,
     entropy: &dyn Entropy,
@@ -88,12 +105,11 @@ pub(crate) fn encode<T: Serialize>(
 /// The same for parts that are JSON already, of which one at a time is in memory.
 pub(crate) fn encode_leaves(
     name: &str,
-    head: (u64, u64, [u8; 16], Digest, u64),
+    head: Heading,
     tenants: impl Iterator<Item = (TenantId, Result<Vec<u8>, RecordError>)>,
     keys: &dyn TenantKeySource,
     entropy: &dyn Entropy,
 ) -> Result<Vec<u8>, RecordError> {
-    let (number, epoch, nonce, previous, flushed_lsn) = head;
     let mut leaves = Vec::new();
     let mut bodies = Vec::new();
     for (tenant, json) in tenants {
@@ -107,7 +123,8 @@ pub(crate) fn encode_leaves(
         leaves.push((tenant, sealed.len() as u64));
         bodies.push(sealed);
     }
-    let head = Head { format: FORMAT, number, epoch, nonce, previous, flushed_lsn, leaves };
+    let Heading { number, epoch, nonce, previous, flushed_lsn, clock } = head;
+    let head = Head { format: FORMAT, number, epoch, nonce, previous, flushed_lsn, clock, leaves };
     let json = serde_json::to_vec(&head).map_err(|e| RecordError::Inside(e.to_string()))?;
     let mut plain = (json.len() as u32).to_le_bytes().to_vec();
     plain.extend_from_slice(&json);
@@ -146,7 +163,7 @@ pub(crate) fn decode_leaves(
         .ok_or_else(|| inside("it ends early"))?;
     let head: Head =
         serde_json::from_slice(json).map_err(|e| RecordError::Inside(e.to_string()))?;
-    if head.format != FORMAT {
+    if !(1..=FORMAT).contains(&head.format) {
         return Err(RecordError::Inside(format!(
             "format {}, this server knows {FORMAT}",
             head.format

@@ -1,6 +1,9 @@
 //! What a manifest says, and what a delta changes.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use millrace_protocol::{
     ids::{SeqNo, TenantId},
@@ -8,7 +11,12 @@ use millrace_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{column_file::bundle::SectionRef, schema::TableSchema};
+use crate::{
+    column_file::bundle::SectionRef,
+    erase::Tombstone,
+    planted::{Bug, planted},
+    schema::TableSchema,
+};
 
 /// One column file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +44,14 @@ pub struct FileEntry {
     pub lsn_hi: u64,
     /// Sealed bytes of both sections.
     pub bytes: u64,
+    /// Tombstones up to this one were heeded when it was written; 0 for a flush.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub erased_to: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_none(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Series that one flush added.
@@ -84,6 +100,9 @@ pub struct TableManifest {
     pub files: Vec<Arc<FileEntry>>,
     /// Its series.
     pub series_sections: Vec<SeriesSection>,
+    /// Deleted rows that are still in files.
+    #[serde(default, with = "crate::text::shared", skip_serializing_if = "Vec::is_empty")]
+    pub tombstones: Vec<Arc<Tombstone>>,
 }
 
 /// One tenant.
@@ -96,6 +115,9 @@ pub struct TenantManifest {
     pub streams: BTreeMap<StreamKey, StreamState>,
     /// The first table id never used.
     pub next_table_id: u64,
+    /// Tables that were dropped: what the log may still have of them is not applied.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub dropped: BTreeSet<u64>,
 }
 
 /// Everything, at one number.
@@ -129,6 +151,28 @@ pub struct TableDelta {
     /// Series sections that leave: what they hold has entered elsewhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed_series: Vec<SectionRef>,
+    /// Tombstones that begin.
+    #[serde(default, with = "crate::text::shared", skip_serializing_if = "Vec::is_empty")]
+    pub added_tombstones: Vec<Arc<Tombstone>>,
+    /// Ids of tombstones that end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed_tombstones: Vec<u64>,
+}
+
+impl TableDelta {
+    /// No change but that the table has these columns.
+    pub fn of(database: &str, schema: &TableSchema) -> Self {
+        Self {
+            database: database.to_owned(),
+            schema: schema.clone(),
+            added_files: Vec::new(),
+            removed_files: Vec::new(),
+            added_series: Vec::new(),
+            removed_series: Vec::new(),
+            added_tombstones: Vec::new(),
+            removed_tombstones: Vec::new(),
+        }
+    }
 }
 
 /// Changes of one tenant.
@@ -141,6 +185,9 @@ pub struct TenantDelta {
     pub streams: BTreeMap<StreamKey, StreamState>,
     /// The first table id never used, if it changed.
     pub next_table_id: Option<u64>,
+    /// Tables that leave, with everything that they have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped_tables: Vec<u64>,
 }
 
 /// One commit.
@@ -162,6 +209,7 @@ impl TenantManifest {
                 schema: change.schema.clone(),
                 files: Vec::new(),
                 series_sections: Vec::new(),
+                tombstones: Vec::new(),
             });
             if change.schema.version >= table.schema.version {
                 table.schema = change.schema.clone();
@@ -170,7 +218,13 @@ impl TenantManifest {
             table.files.extend(change.added_files.iter().cloned());
             table.series_sections.retain(|s| !change.removed_series.contains(&s.section));
             table.series_sections.extend(change.added_series.iter().cloned());
+            table.tombstones.retain(|t| !change.removed_tombstones.contains(&t.id));
+            table.tombstones.extend(change.added_tombstones.iter().cloned());
             next.next_table_id = next.next_table_id.max(id.saturating_add(1));
+        }
+        if !planted(Bug::DroppedTableStays) {
+            next.tables.retain(|id, _| !delta.dropped_tables.contains(id));
+            next.dropped.extend(&delta.dropped_tables);
         }
         next.streams.extend(delta.streams.iter().map(|(k, v)| (k.clone(), *v)));
         next.next_table_id = next.next_table_id.max(delta.next_table_id.unwrap_or(1));

@@ -30,10 +30,13 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path}
 use super::{
     invariants,
     parts::{Objects, Packed, Parts},
-    record::{self, Digest, Head, RecordError},
+    record::{self, Digest, Head, Heading, RecordError},
     state::{Delta, Manifest, TenantDelta, TenantManifest},
 };
-use crate::planted::{Bug, planted};
+use crate::{
+    planted::{Bug, planted},
+    retention::ClockMark,
+};
 
 /// Checkpoints kept; older ones and the records before them are removed.
 const ROOTS_KEPT: usize = 2;
@@ -178,6 +181,7 @@ pub struct ManifestStore {
     /// Of the last record.
     flushed_lsn: u64,
     parts: Parts,
+    clock: Option<ClockMark>,
     stopped: Option<Stop>,
 }
 
@@ -227,6 +231,7 @@ struct Loaded {
     parts: Parts,
     digest: Digest,
     root: u64,
+    clock: Option<ClockMark>,
 }
 
 /// All that is committed, open at once: for checks, not for a server.
@@ -256,7 +261,7 @@ async fn load(
         let head =
             record::decode_leaves(&name, &bytes, keys, |id, json| loaded.parts.put_leaf(id, json))
                 .map_err(|source| ManifestError::Record { name, source })?;
-        loaded = Loaded { digest: head.previous, root: *root, ..loaded };
+        loaded = Loaded { digest: head.previous, root: *root, clock: head.clock, ..loaded };
         (loaded.number, loaded.epoch, loaded.flushed_lsn) =
             (head.number, head.epoch, head.flushed_lsn);
     }
@@ -280,6 +285,7 @@ async fn load(
         changed.extend(tenants.into_keys());
         (loaded.number, loaded.epoch, loaded.flushed_lsn) =
             (head.number, head.epoch, head.flushed_lsn);
+        loaded.clock = head.clock;
         loaded.digest = record::digest_of(&bytes);
     }
     // Those of the last records stay open until the end, or each record would pack them again.
@@ -349,6 +355,7 @@ impl ManifestStore {
                 number: loaded.number,
                 flushed_lsn: loaded.flushed_lsn,
                 parts: loaded.parts,
+                clock: loaded.clock,
                 stopped: None,
             };
             let fence = Delta { flushed_lsn: this.flushed_lsn, tenants: BTreeMap::new() };
@@ -386,6 +393,7 @@ impl ManifestStore {
             number: loaded.number,
             flushed_lsn: loaded.flushed_lsn,
             parts: loaded.parts,
+            clock: loaded.clock,
             stopped: Some(Stop::Unclaimed),
         })
     }
@@ -413,6 +421,21 @@ impl ManifestStore {
     /// Tenants of which something is committed.
     pub fn tenants(&self) -> Vec<TenantId> {
         self.parts.ids().copied().collect()
+    }
+
+    /// The trusted clock of the last record.
+    pub fn clock(&self) -> Option<ClockMark> {
+        self.clock
+    }
+
+    /// What the records from the next one on say of the clock.
+    pub(crate) fn set_clock(&mut self, mark: Option<ClockMark>) {
+        self.clock = mark.or(self.clock);
+    }
+
+    fn heading(&self, number: u64, nonce: [u8; 16], flushed_lsn: u64) -> Heading {
+        let (epoch, previous, clock) = (self.epoch, self.last_digest, self.clock);
+        Heading { number, epoch, nonce, previous, flushed_lsn, clock }
     }
 
     /// Keeps a tenant's part small until it is changed again.
@@ -451,7 +474,7 @@ impl ManifestStore {
         let number = self.number + 1;
         let name = record_name(self.shard, number);
         let nonce: [u8; 16] = random_bytes(self.entropy.as_ref());
-        let head = (number, self.epoch, nonce, self.last_digest, delta.flushed_lsn);
+        let head = self.heading(number, nonce, delta.flushed_lsn);
         let bytes =
             record::encode(&name, head, &delta.tenants, self.keys.as_ref(), self.entropy.as_ref())?;
         let digest = record::digest_of(&bytes);
@@ -549,7 +572,7 @@ impl ManifestStore {
         let number = self.number;
         let name = root_name(self.shard, number);
         let nonce = random_bytes(self.entropy.as_ref());
-        let head = (number, self.epoch, nonce, self.last_digest, self.flushed_lsn);
+        let head = self.heading(number, nonce, self.flushed_lsn);
         let mut leaves = self.parts.leaves();
         let _missed = planted(Bug::CheckpointIncomplete).then(|| leaves.next_back());
         let (keys, entropy) = (self.keys.as_ref(), self.entropy.as_ref());

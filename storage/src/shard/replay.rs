@@ -166,6 +166,10 @@ fn apply_table(
         // Before its series: one must not be known without the columns of its tags.
         return Ok(());
     }
+    if tenant.dropped.contains(&part.table_id) {
+        // Never acknowledged: what was, had been flushed before the table was dropped.
+        return Ok(());
+    }
     let name = (database.to_owned(), part.batch.table.clone());
     let known = tenant.tables().get(&name).cloned();
     let handle = known.unwrap_or_else(|| {

@@ -83,6 +83,7 @@ pub(crate) fn resolve(
     today: NewSeries,
     now_ns: i64,
     first_line: u32,
+    oldest_ns: i64,
     refusals: &mut Refusals,
 ) -> Option<Resolved> {
     let mut keep = Keep::new(batch.rows());
@@ -101,6 +102,14 @@ pub(crate) fn resolve(
                 )
             }, &batch.line, refusals);
         }
+    }
+    for (row, time) in batch.time.iter().enumerate().filter(|(_, time)| **time < oldest_ns) {
+        keep.refuse(row, RefusalCode::OutOfRetention, || {
+            format!(
+                "time {time} ns is before what the plan of this tenant keeps of table `{}` (from {oldest_ns} ns on); nothing was stored, ask for a longer plan or send newer rows",
+                schema.name
+            )
+        }, &batch.line, refusals);
     }
     let (sids, ordinals) =
         resolve_series(&batch, schema, dictionary, limits, today, &mut keep, refusals);

@@ -16,6 +16,7 @@ use crate::{
         history::{TableStats, WriteCounters},
         overlap::overlap,
     },
+    erase::{Tombstone, ended},
     manifest::FileEntry,
     memtable::chunk::{CHUNK_ROWS, Chunk},
     schema::TableSchema,
@@ -44,6 +45,8 @@ pub(crate) struct TableVersion {
     pub flushing: Vec<Arc<Chunk>>,
     /// Committed files.
     pub files: Vec<Arc<FileEntry>>,
+    /// Rows of them that are deleted.
+    pub tombstones: Vec<Arc<Tombstone>>,
     /// Set by the last seal.
     pub sealed: Option<SealedColumns>,
 }
@@ -74,6 +77,8 @@ pub(crate) struct TableHandle {
     pub writes: WriteCounters,
     /// Whether new rows wait until merges have caught up.
     slowed: AtomicBool,
+    /// Whether the table is being dropped.
+    closing: AtomicBool,
     /// The UTC day (since 1970) of the last new series, and how many that day had: 32 bits each.
     new_series: AtomicU64,
 }
@@ -97,12 +102,14 @@ impl TableHandle {
             flushed_tags: AtomicUsize::new(flushed_tags),
             writes: WriteCounters::default(),
             slowed: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             new_series: AtomicU64::new(0),
             current: ArcSwap::from_pointee(TableVersion {
                 schema: Arc::new(schema),
                 active: Vec::new(),
                 flushing: Vec::new(),
                 files,
+                tombstones: Vec::new(),
                 sealed: None,
             }),
         }
@@ -111,6 +118,16 @@ impl TableHandle {
     /// Whether new rows wait until merges have caught up.
     pub(crate) fn slowed(&self) -> bool {
         self.slowed.load(Ordering::Acquire)
+    }
+
+    /// Whether the table is being dropped and takes no rows.
+    pub(crate) fn closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Takes no rows from the next group of writes on, or takes them again.
+    pub(crate) fn close(&self, closing: bool) {
+        self.closing.store(closing, Ordering::Release);
     }
 
     /// Lets new rows wait or not; returns what it was.
@@ -216,11 +233,33 @@ impl TableHandle {
         });
     }
 
+    /// After a commit that deletes: files leave and tombstones begin and end, in one step.
+    pub(crate) fn erased(&self, files: &[[u8; 16]], added: &[Arc<Tombstone>], over: &[u64]) {
+        self.current.rcu(|now| {
+            let mut next = TableVersion::clone(now);
+            next.files.retain(|f| !files.contains(&f.id));
+            next.tombstones.retain(|t| !over.contains(&t.id) && added.iter().all(|a| a.id != t.id));
+            next.tombstones.extend(added.iter().cloned());
+            next
+        });
+    }
+
+    /// Ids of tombstones that take nothing any more once `removed` files have left and `added` are
+    /// there.
+    pub(crate) fn ended(&self, added: &[Arc<FileEntry>], removed: &[[u8; 16]]) -> Vec<u64> {
+        let now = self.current.load();
+        let mut files: Vec<_> =
+            now.files.iter().filter(|f| !removed.contains(&f.id)).cloned().collect();
+        files.extend(added.iter().cloned());
+        ended(&now.tombstones, &files).collect()
+    }
+
     /// After a compaction commit: inputs leave and outputs enter, in one step.
-    pub(crate) fn compacted(&self, added: &[Arc<FileEntry>], removed: &[[u8; 16]]) {
+    pub(crate) fn compacted(&self, added: &[Arc<FileEntry>], removed: &[[u8; 16]], over: &[u64]) {
         self.current.rcu(|now| {
             let mut next = TableVersion::clone(now);
             next.files.retain(|f| !removed.contains(&f.id));
+            next.tombstones.retain(|t| !over.contains(&t.id));
             next.files.extend(added.iter().cloned());
             next
         });

@@ -4,7 +4,7 @@
 //! await or I/O.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +29,9 @@ pub(crate) type Tables = BTreeMap<(String, String), Arc<TableHandle>>;
 pub(crate) struct TenantHandle {
     pub(crate) id: TenantId,
     /// The first table id that the manifest knows to be unused.
-    pub(crate) next_table_id: u64,
+    next_table_id: AtomicU64,
+    /// Tables that were dropped.
+    pub(crate) dropped: BTreeSet<u64>,
     /// When it was last asked for, monotonic seconds: what has long not been may be let go.
     used_s: AtomicU64,
     tables: RwLock<Arc<Tables>>,
@@ -49,7 +51,8 @@ impl TenantHandle {
     ) -> Self {
         Self {
             id,
-            next_table_id,
+            next_table_id: AtomicU64::new(next_table_id),
+            dropped: BTreeSet::new(),
             used_s: AtomicU64::new(0),
             tables: RwLock::new(Arc::new(tables)),
             durable: Mutex::new(durable),
@@ -77,6 +80,20 @@ impl TenantHandle {
     pub(crate) fn add_table(&self, table: &str, handle: Arc<TableHandle>) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut tables).insert((handle.database.clone(), table.to_owned()), handle);
+    }
+
+    /// Takes a dropped table away; the writer alone calls it.
+    pub(crate) fn remove_table(&self, name: &(String, String)) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gone) = Arc::make_mut(&mut tables).remove(name) {
+            // Its number is never used again: the log may still have something under it.
+            self.next_table_id.fetch_max(gone.table_id.saturating_add(1), Ordering::AcqRel);
+        }
+    }
+
+    /// The first table id that is known to be unused.
+    pub(crate) fn next_table_id(&self) -> u64 {
+        self.next_table_id.load(Ordering::Acquire)
     }
 
     /// The highest contiguous durable number of a stream; 0 if nothing is.

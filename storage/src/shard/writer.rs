@@ -12,6 +12,7 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     sync::Arc,
+    time::Duration,
 };
 
 use millrace_crypto::key::{KeyError, TenantKeySource};
@@ -218,6 +219,9 @@ impl From<WalError> for WriteError {
 
 /// Why a write to a table whose files overlap too much is refused.
 const SLOWED: &str = "merging of this table's files has to catch up";
+
+/// Why a write to a table that is being dropped is refused.
+const CLOSING: &str = "this table is being dropped; its name is free in a moment";
 
 /// What the writer knows of a table beyond what readers see.
 struct TableState {
@@ -436,7 +440,7 @@ impl ShardWriter {
                     .collect::<BTreeMap<_, _>>();
                 let highest = tables.values().map(|t| t.handle.table_id).max().unwrap_or(0);
                 let pending = handle.all_durable();
-                let next_table_id = handle.next_table_id.max(highest + 1);
+                let next_table_id = handle.next_table_id().max(highest + 1);
                 let allowance = self.allowances.remove(&id).unwrap_or_default();
                 new.insert(TenantState {
                     handle,
@@ -464,7 +468,7 @@ impl ShardWriter {
         if !valid_database(&request.database) {
             return Err(WriteError::Database(request.database.chars().take(80).collect()));
         }
-        let now_ns = self.clock.now_ns();
+        let (now_ns, monotonic) = (self.clock.now_ns(), self.clock.monotonic());
         let limits = self.limits.clone();
         let shared = Arc::clone(&self.shared);
         let day = day_of(now_ns);
@@ -528,11 +532,28 @@ impl ShardWriter {
             let name = (request.database.clone(), batch.table.clone());
             tenant.tables.get(&name).is_some_and(|t| t.handle.slowed())
         };
+        let closing = |batch: &TableBatch| {
+            let name = (request.database.clone(), batch.table.clone());
+            tenant.tables.get(&name).is_some_and(|t| t.handle.closing())
+        };
+        if request.tables.iter().any(closing) {
+            return Err(WriteError::Busy(CLOSING));
+        }
         if request.tables.iter().any(slowed) {
             metrics::counter!(Metric::WritesSlowed.name()).increment(1);
             return Err(WriteError::Busy(SLOWED));
         }
-        let rules = Rules { limits: &limits, shared: &shared, now_ns, day, per_day, first_line };
+        let id = request.tenant;
+        let rules = Rules {
+            limits: &limits,
+            shared: &shared,
+            now_ns,
+            monotonic,
+            day,
+            per_day,
+            first_line,
+            id,
+        };
         let WriteRequest { tenant: id, database, origin, tables: batches, sender } = request;
         let mut noted = Noted { database, source: sender.source, ..Noted::default() };
         let database = &noted.database.clone();
@@ -683,6 +704,16 @@ impl ShardWriter {
         }
     }
 
+    /// A table has been dropped: the next rows of this name make a new one.
+    pub(crate) fn forget_table(&mut self, tenant: TenantId, name: &(String, String)) {
+        if let Some(state) = self.tenants.get_mut(&tenant) {
+            state.forget(name);
+        }
+        if let Some(handle) = self.shared.awake(tenant) {
+            handle.remove_table(name);
+        }
+    }
+
     /// Moves every table's active chunks to the flush and says what they cover.
     pub(crate) fn seal(&mut self) -> Sealed {
         let mut streams = Vec::new();
@@ -754,6 +785,9 @@ struct Rules<'a> {
     limits: &'a EngineLimits,
     shared: &'a Shared,
     now_ns: i64,
+    monotonic: Duration,
+    /// Whose write.
+    id: TenantId,
     /// The UTC day, and how many new series a table may have in it.
     day: u32,
     per_day: u64,
@@ -761,7 +795,25 @@ struct Rules<'a> {
     first_line: u32,
 }
 
+impl Rules<'_> {
+    /// The oldest time that is still taken, ns. Where wall clock and trusted time differ, the one
+    /// that refuses less counts.
+    fn oldest_ns(&self, table: &(String, String)) -> i64 {
+        let book = &self.limits.retention;
+        if book.rules(self.id).is_none() {
+            return i64::MIN;
+        }
+        let told = book.tell(self.now_ns, self.monotonic);
+        book.shown_from(self.id, table, told.now_ns.min(self.now_ns))
+    }
+}
+
 impl TenantState {
+    /// Forgets a table that was dropped.
+    fn forget(&mut self, name: &(String, String)) {
+        self.tables.remove(name);
+    }
+
     /// Whether the writer knows nothing that the manifest does not. Nothing is pending: it is
     /// asked between two groups of writes.
     fn settled(&self, part: &TenantManifest) -> bool {
@@ -814,6 +866,7 @@ impl TenantState {
         let series_before = table.handle.dictionary.bytes();
         let known = table.handle.dictionary.len();
         let seen = table.handle.new_series(rules.day);
+        let oldest_ns = rules.oldest_ns(&name);
         let resolved = resolve(
             batch,
             &mut schema,
@@ -822,6 +875,7 @@ impl TenantState {
             NewSeries { per_day: rules.per_day, seen },
             rules.now_ns,
             rules.first_line,
+            oldest_ns,
             refusals,
         );
         let added = table.handle.dictionary.len().saturating_sub(known);
@@ -863,8 +917,11 @@ impl TenantState {
             return None;
         }
         let database = noted.database.as_str();
-        let mut allowance = std::mem::take(&mut self.allowance);
         let handle = Arc::clone(&self.table(&(database.to_owned(), REJECTED_TABLE.into())).handle);
+        if handle.closing() {
+            return None;
+        }
+        let mut allowance = std::mem::take(&mut self.allowance);
         let into = Destination { source: &noted.source, database, table: &handle };
         let known = |table: &str| self.knows(database, table);
         let batch =

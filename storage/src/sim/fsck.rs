@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     column_file::{bundle::BundleWriter, bundle::object_path, directory::SeriesDirectory},
+    erase::{Cause, Tombstone},
     fsck::{self, Code, Finding, FsckConfig, Report},
     manifest::{
         Delta, FileEntry, Manifest, ManifestStore, SeriesSection, TableDelta, TableManifest,
@@ -217,14 +218,7 @@ fn commit(disk: &SimDisk, change: impl FnOnce(&TableManifest, &mut TableDelta)) 
     let mut manifest = block_on(ManifestStore::open(store, keys, entropy, 0, 1000)).unwrap();
     let current = manifest.current();
     let now = table(&current);
-    let mut delta = TableDelta {
-        database: now.database.clone(),
-        schema: now.schema.clone(),
-        added_files: Vec::new(),
-        removed_files: Vec::new(),
-        added_series: Vec::new(),
-        removed_series: Vec::new(),
-    };
+    let mut delta = TableDelta::of(&now.database, &now.schema);
     change(now, &mut delta);
     let tables = [(now.schema.table_id, delta)].into_iter().collect();
     let tenant = TenantDelta { tables, ..TenantDelta::default() };
@@ -236,7 +230,20 @@ fn commit(disk: &SimDisk, change: impl FnOnce(&TableManifest, &mut TableDelta)) 
 /// would not be let through.
 fn lie(disk: &SimDisk, code: Code, change: impl FnOnce(&mut FileEntry)) {
     let mut file = FileEntry::clone(&biggest(table(&manifest(disk))));
-    commit(disk, |_, delta| delta.removed_files.push(file.id));
+    let stone = Arc::new(Tombstone {
+        id: 1_000_000,
+        seq: file.lsn_hi,
+        t_min: i64::MIN,
+        t_max: file.t_max,
+        series: None,
+        cause: Cause::Retention,
+        made_ns: 0,
+    });
+    commit(disk, |_, delta| {
+        delta.removed_files.push(file.id);
+        delta.added_tombstones.push(stone);
+    });
+    commit(disk, |_, delta| delta.removed_tombstones.push(1_000_000));
     file.id = [0xee; 16];
     let object = file.parquet.object;
     change(&mut file);
@@ -292,6 +299,41 @@ fn directory(disk: &SimDisk, code: Code, change: impl FnOnce(&mut Vec<SeriesSpan
         file.bytes = file.parquet.len + section.len;
         file.directory = section;
     });
+}
+
+#[test]
+fn r4_tombstones_that_cannot_be_and_deleted_rows_that_are_there_are_found() {
+    let w = healthy();
+    let stone = |id, seq, series: Option<Vec<SeriesId>>| {
+        let cause = Cause::Statement;
+        Arc::new(Tombstone { id, seq, t_min: i64::MIN, t_max: i64::MAX, series, cause, made_ns: 0 })
+    };
+    // One that an honest server makes is none of these.
+    let disk = w.disk.fork();
+    commit(&disk, |now, delta| {
+        let seq = now.files[0].lsn_hi;
+        delta.added_tombstones.push(stone(1, seq, None));
+    });
+    let report = check(&disk);
+    let wrong = |f: &&Finding| matches!(f.code, Code::Tombstone | Code::DeletedRows);
+    assert!(!report.findings.iter().any(|f| wrong(&f)), "{:?}", report.findings);
+    let disk = w.disk.fork();
+    commit(&disk, |_, delta| delta.added_tombstones.push(stone(1, 0, Some(vec![SeriesId(1)]))));
+    found(&disk, Code::Tombstone);
+    let disk = w.disk.fork();
+    commit(&disk, |_, delta| delta.added_tombstones.push(stone(1 << 40, 0, None)));
+    found(&disk, Code::Tombstone);
+    // A file that says it was rewritten since, and was not.
+    let disk = w.disk.fork();
+    lie(&disk, Code::Rows, |file| {
+        file.rows += 1;
+        file.erased_to = u64::MAX;
+    });
+    commit(&disk, |now, delta| {
+        let seq = now.files.iter().map(|f| f.lsn_hi).max().unwrap();
+        delta.added_tombstones.push(stone(2_000_000, seq, None));
+    });
+    found(&disk, Code::DeletedRows);
 }
 
 #[test]

@@ -23,13 +23,13 @@ use millrace_protocol::{
 };
 
 use super::{
-    reference::{Cell, Fields, Reference, Row, Stream, Write},
-    traffic::{FUTURE_NS, HOUR_NS, NOW_NS, Sent, Traffic, types_a},
+    reference::{Cell, Delete, Fields, Reference, Row, Stream, Write},
+    traffic::{FUTURE_NS, HOUR_NS, NOW_NS, Sent, TABLES, Traffic, types_a},
     wire, world,
 };
 use crate::{
-    EngineConfig, EngineLimits, OpenError, Origin, Receipt, Shard, TenantSnapshot, WriteError,
-    WriteRequest,
+    DeleteError, DeleteRequest, Deleted, EngineConfig, EngineLimits, OpenError, Origin, Receipt,
+    Shard, TenantSnapshot, WriteError, WriteRequest,
 };
 
 pub const TENANTS: u8 = 2;
@@ -56,6 +56,9 @@ pub enum Step {
     Hole,
     Flush,
     Compact,
+    /// Rows are deleted; a table is dropped.
+    Delete,
+    DropTable,
     /// Left-over objects go, at once or after the grace.
     Sweep {
         grace: bool,
@@ -219,7 +222,14 @@ impl Machine {
             entropy: Arc::new(SimEntropy::seeded(self.seed * 1000 + self.opens)),
             dir: PathBuf::from("/data"),
             keys: Arc::clone(&self.keys),
-            limits: EngineLimits { idle_after: idle_after(self.seed + self.opens), ..limits() },
+            limits: EngineLimits {
+                idle_after: idle_after(self.seed + self.opens),
+                // Every third opening rewrites at once, so that tombstones end.
+                erase_after: Duration::from_secs(
+                    86_400 * u64::from(!(self.seed + self.opens).is_multiple_of(3)),
+                ),
+                ..limits()
+            },
         };
         self.shard = Some(block_on(Shard::open(config))?);
         Ok(())
@@ -284,6 +294,8 @@ impl Machine {
                 self.maintained(done);
             }
             Step::Compact => {
+                let done = block_on(self.shard().retain()).map(drop);
+                self.maintained(done);
                 // All that is due, as the maintenance thread does it.
                 loop {
                     let done = block_on(self.shard().compact_once());
@@ -294,6 +306,8 @@ impl Machine {
                     }
                 }
             }
+            Step::Delete => self.delete(),
+            Step::DropTable => self.drop_table(),
             Step::Sweep { grace } => self.sweep(grace),
             Step::Hold => self.hold(),
             Step::Release => self.release(),
@@ -492,6 +506,57 @@ impl Machine {
         self.check_held();
         let at = self.dice.below(self.held.len() as u64) as usize;
         self.held.swap_remove(at);
+    }
+
+    /// Rows of one host or of all, hours or weeks of them.
+    fn delete(&mut self) {
+        let tenant = self.dice.below(u64::from(TENANTS)) as u8;
+        let table = TABLES[usize::from(self.dice.below(4) == 0)];
+        let host = (self.dice.below(4) > 0).then(|| format!("h{}", self.dice.below(3)));
+        let back = [1, 4, 60, 800][self.dice.below(4) as usize] * HOUR_NS;
+        let times = match self.dice.below(3) {
+            0 => (NOW_NS - back, NOW_NS + HOUR_NS),
+            1 => (NOW_NS - 2 * back, NOW_NS - back / 2),
+            _ => (i64::MIN, i64::MAX),
+        };
+        let name = ("default".to_owned(), table.to_owned());
+        let snapshot = self.shard().snapshot(tenant_id(tenant)).expect("fixed keys are there");
+        let known = snapshot.databases.get("default").and_then(|d| d.get(table).cloned());
+        drop(snapshot);
+        let series = known.as_ref().zip(host.as_ref()).map(|(known, host)| {
+            let of = known.series.entries.iter().filter(|e| e.key.get("host") == Some(host));
+            of.map(|e| e.sid).collect()
+        });
+        let request = DeleteRequest { tenant: tenant_id(tenant), table: name, series, times };
+        let answer = block_on(self.shard().delete(request));
+        let delete = Delete { tenant, table, host, times, drop: false };
+        self.deleted(delete, known.is_some(), answer);
+    }
+
+    fn drop_table(&mut self) {
+        let tenant = self.dice.below(u64::from(TENANTS)) as u8;
+        let table = TABLES[usize::from(self.dice.below(4) > 0)];
+        let name = ("default".to_owned(), table.to_owned());
+        let snapshot = self.shard().snapshot(tenant_id(tenant)).expect("fixed keys are there");
+        let known = snapshot.databases.get("default").is_some_and(|d| d.contains_key(table));
+        drop(snapshot);
+        let answer = block_on(self.shard().drop_table(tenant_id(tenant), &name));
+        // Its columns may have other types from now on.
+        if let Some(typed) = self.typed.get_mut(&tenant) {
+            typed.remove(table);
+        }
+        let times = (i64::MIN, i64::MAX);
+        let delete = Delete { tenant, table, host: None, times, drop: true };
+        self.deleted(delete, known, answer);
+    }
+
+    fn deleted(&mut self, delete: Delete, known: bool, answer: Result<Deleted, DeleteError>) {
+        match answer {
+            Ok(_) if known => self.reference.deleted(delete, true),
+            Err(DeleteError::NoTable(_)) if !known => {}
+            Err(_) if self.hurt => self.reference.deleted(delete, false),
+            other => self.violation(&format!("a deletion was answered with {other:?}")),
+        }
     }
 
     /// There is space again: writes go on at once, without a start.

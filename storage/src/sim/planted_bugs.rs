@@ -60,6 +60,12 @@ caught_by_schedules!(
     d2_marks_kept_after_failure_is_caught = MarksKeptAfterFailure,
     d2_hole_taken_is_caught = HoleTaken,
     d1_series_id_shared_is_caught = SeriesIdShared,
+    d2_delete_takes_newer_is_caught = DeleteTakesNewer,
+    r4_merge_keeps_deleted_is_caught = MergeKeepsDeleted,
+    r4_tombstone_ends_early_is_caught = TombstoneEndsEarly,
+    r4_tombstones_not_loaded_is_caught = TombstonesNotLoaded,
+    r4_delete_not_committed_is_caught = DeleteNotCommitted,
+    r4_dropped_table_stays_is_caught = DroppedTableStays,
 );
 
 #[test]

@@ -3,7 +3,8 @@
 //! A sorted map from (tenant, table, series, time) to fields, where the last write wins field by
 //! field; a ledger of what each stream has been acknowledged; and the list of writes whose answer
 //! was an error, which after the next start are there whole or not at all, in log order.
-//! Never: shares code with the store. There are no deletes here because the product has none yet.
+//! Deletions take rows that are there when they come: of one table, of one host or all, in a range of time.
+//! Never: shares code with the store.
 
 use std::collections::BTreeMap;
 
@@ -44,6 +45,36 @@ pub struct Write {
     pub rows: Vec<Row>,
 }
 
+/// A deletion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delete {
+    pub tenant: u8,
+    pub table: &'static str,
+    /// The value of tag `host`; all if none.
+    pub host: Option<String>,
+    /// First and last time.
+    pub times: (i64, i64),
+    /// The whole table goes.
+    pub drop: bool,
+}
+
+impl Delete {
+    fn takes(&self, cell: &Cell) -> bool {
+        let host = |tags: &Tags| tags.iter().find(|(n, _)| n == "host").map(|(_, v)| v.clone());
+        cell.0 == self.tenant
+            && cell.1 == self.table
+            && (self.host.is_none() || host(&cell.2) == self.host)
+            && (self.times.0..=self.times.1).contains(&cell.3)
+    }
+}
+
+/// Something that changes what is there.
+#[derive(Debug, Clone, PartialEq)]
+enum Change {
+    Write(Write),
+    Delete(Delete),
+}
+
 /// What is there, for certain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
@@ -63,6 +94,18 @@ impl State {
         }
         if let Some((device, _, last)) = write.numbers {
             self.marks.insert((write.tenant, device), last);
+        }
+    }
+
+    /// Takes rows away.
+    pub fn delete(&mut self, delete: &Delete) {
+        self.cells.retain(|cell, _| !delete.takes(cell));
+    }
+
+    fn change(&mut self, change: &Change) {
+        match change {
+            Change::Write(write) => self.apply(write),
+            Change::Delete(delete) => self.delete(delete),
         }
     }
 
@@ -91,7 +134,7 @@ pub struct Reference {
     /// What was there before the oldest write that is not settled.
     settled: State,
     /// Writes since then in log order, and whether each was acknowledged.
-    open: Vec<(Write, bool)>,
+    open: Vec<(Change, bool)>,
 }
 
 impl Reference {
@@ -99,7 +142,7 @@ impl Reference {
     pub fn acknowledged(&mut self, write: Write) {
         self.now.apply(&write);
         if !self.open.is_empty() {
-            self.open.push((write, true));
+            self.open.push((Change::Write(write), true));
         }
     }
 
@@ -108,7 +151,31 @@ impl Reference {
         if self.open.is_empty() {
             self.settled = self.now.clone();
         }
-        self.open.push((write, false));
+        self.open.push((Change::Write(write), false));
+    }
+
+    /// A deletion, and whether it was acknowledged.
+    ///
+    /// A write of unknown outcome is in the log behind everything that was durable, or nowhere: if
+    /// it turns up, it turns up after the deletion. Of a dropped table it never turns up.
+    pub fn deleted(&mut self, delete: Delete, acknowledged: bool) {
+        if self.open.is_empty() {
+            self.settled = self.now.clone();
+        }
+        if acknowledged {
+            self.now.delete(&delete);
+        }
+        let known = |(change, sure): &(Change, bool)| *sure || matches!(change, Change::Delete(_));
+        let at = if delete.drop {
+            self.open.len()
+        } else {
+            self.open.sort_by_key(|entry| !known(entry));
+            self.open.iter().filter(|entry| known(entry)).count()
+        };
+        if acknowledged && self.open.is_empty() {
+            return;
+        }
+        self.open.insert(at, (Change::Delete(delete), acknowledged));
     }
 
     /// How many writes are not settled.
@@ -136,11 +203,11 @@ impl Reference {
         let mut bit = 0;
         for (write, acknowledged) in &self.open {
             if *acknowledged {
-                state.apply(write);
+                state.change(write);
                 continue;
             }
             if choice >> bit & 1 == 1 {
-                state.apply(write);
+                state.change(write);
             }
             bit += 1;
         }

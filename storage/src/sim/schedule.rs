@@ -38,7 +38,7 @@ fn next(m: &Machine) -> Step {
     if matches!(m.trace.last(), Some(Step::Compact)) && below(2) == 0 {
         return Step::Sweep { grace: below(4) == 0 };
     }
-    match below(64) {
+    match below(68) {
         0..=9 => Step::Write { clients: 1 + below(2) },
         10..=21 => Step::Frames { devices: 1 + below(2) },
         22..=24 => Step::Resend { more: below(2) == 0 },
@@ -57,6 +57,8 @@ fn next(m: &Machine) -> Step {
         57..=59 => Step::Kill,
         60 => Step::CutRecovery { after: below(40) },
         61 if !m.hurt && m.zombie.is_none() => Step::Takeover,
+        64..=66 => Step::Delete,
+        67 => Step::DropTable,
         _ => Step::Frames { devices: 1 },
     }
 }
@@ -64,7 +66,12 @@ fn next(m: &Machine) -> Step {
 /// How much has to be looked at after a step; `None` if nothing can have changed.
 fn looks_at_all(step: Step) -> Option<bool> {
     match step {
-        Step::Flush | Step::Compact | Step::Sweep { .. } | Step::Wake => Some(true),
+        Step::Flush
+        | Step::Compact
+        | Step::Sweep { .. }
+        | Step::Wake
+        | Step::Delete
+        | Step::DropTable => Some(true),
         Step::Write { .. }
         | Step::Frames { .. }
         | Step::Resend { .. }
@@ -172,6 +179,6 @@ fn every_kind_of_step_happens_often() {
         }
     }
     println!("{kinds:?}");
-    assert_eq!(kinds.len(), 20, "{kinds:?}");
+    assert_eq!(kinds.len(), 22, "{kinds:?}");
     assert!(kinds.values().all(|n| *n >= 5), "{kinds:?}");
 }

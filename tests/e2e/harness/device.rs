@@ -68,6 +68,11 @@ pub fn key_and_request() -> (rcgen::KeyPair, String) {
 }
 
 impl Device {
+    /// The server was started again, perhaps at another port.
+    pub fn follow(&mut self, world: &World) {
+        self.base.clone_from(&world.server().base);
+    }
+
     /// Enrols a new device of `tenant`.
     pub fn enrol(world: &World, tenant: &str) -> Self {
         let (key, request) = key_and_request();

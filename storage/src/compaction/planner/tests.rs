@@ -51,6 +51,7 @@ fn commit(files: &[Arc<FileEntry>], job: &Job) -> Vec<Arc<FileEntry>> {
         schema: schema.clone(),
         files: files.to_vec(),
         series_sections: Vec::new(),
+        tombstones: Vec::new(),
     };
     let tenant =
         TenantManifest { tables: BTreeMap::from([(1, table)]), ..TenantManifest::default() };
@@ -68,12 +69,9 @@ fn commit(files: &[Arc<FileEntry>], job: &Job) -> Vec<Arc<FileEntry>> {
     let next = files.iter().map(|f| number(f)).max().unwrap() + 100;
     let merged = Arc::new(entry(next, job.level, time, lsn, 1));
     let change = TableDelta {
-        database: "d".into(),
-        schema,
         added_files: vec![Arc::clone(&merged)],
         removed_files: job.inputs.iter().map(|f| f.id).collect(),
-        added_series: Vec::new(),
-        removed_series: Vec::new(),
+        ..TableDelta::of("d", &schema)
     };
     let tenant = TenantDelta { tables: BTreeMap::from([(1, change)]), ..TenantDelta::default() };
     let delta = Delta { flushed_lsn: u64::MAX, tenants: BTreeMap::from([(TENANT, tenant)]) };

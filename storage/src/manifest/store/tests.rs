@@ -477,7 +477,14 @@ fn a_leaf_of_another_tenant_is_refused_by_name() {
     let (keys, entropy) = (Fixed(42), SimEntropy::seeded(3));
     let name = record_name(0, 1);
     let part = TenantDelta::default();
-    let head = (1, 1, [0; 16], [0; 32], 0);
+    let head = record::Heading {
+        number: 1,
+        epoch: 1,
+        nonce: [0; 16],
+        previous: [0; 32],
+        flushed_lsn: 0,
+        clock: None,
+    };
     let two = BTreeMap::from([(TENANT, part.clone()), (TenantId([8; 16]), part)]);
     let bytes = record::encode(&name, head, &two, &keys, &entropy).unwrap();
     let plain = millrace_crypto::sealed_file::open_object(
