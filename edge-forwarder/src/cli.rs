@@ -86,6 +86,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Get the next certificate now. A running forwarder does that by itself.
+    #[command(after_help = "Example:\n  millrace-edge renew --data-dir ./edge")]
+    Renew {
+        /// Folder of this device.
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/millrace-edge")]
+        data_dir: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Say what is wrong with clock, disk, certificate, server and sources, and what to do.
     #[command(
         after_help = "Exit status: 0 nothing is wrong, 1 it could not be checked, 2 something is wrong.\n\nExample:\n  millrace-edge check --data-dir ./edge --config edge.toml --source tail:/var/log/press.lp"
@@ -207,6 +217,7 @@ fn execute(cli: Cli) -> ExitCode {
                 })
             })
         }
+        Command::Renew { data_dir, json } => renew(&data_dir, json),
         Command::Check { data_dir, sources, config, json } => {
             match all(sources, config.as_deref()).and_then(|s| examine(data_dir, s, json)) {
                 Ok(true) => return ExitCode::from(WRONG),
@@ -300,6 +311,22 @@ fn run(plan: supervisor::Plan) -> Result<(), String> {
     // Standard input may block a thread for ever; it holds nothing.
     runtime.shutdown_background();
     done
+}
+
+fn renew(data_dir: &std::path::Path, json: bool) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|e| e.to_string())?;
+    let end = runtime.block_on(supervisor::renew(data_dir)).map_err(|e| e.to_string())?;
+    let days = end.saturating_sub(SystemClock::new().now_ns()) / 86_400_000_000_000;
+    say(&if json {
+        serde_json::json!({ "not_after_ns": end }).to_string()
+    } else {
+        format!("the certificate is good for {days} more days")
+    });
+    Ok(())
 }
 
 /// Exit status of `check` when something is wrong.

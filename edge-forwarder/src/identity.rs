@@ -55,6 +55,18 @@ struct Stored {
     device: DeviceId,
     tenant: TenantId,
     not_after_ns: i64,
+    /// Which pair of key and certificate counts; rises with each renewal.
+    #[serde(default)]
+    generation: u64,
+}
+
+/// The files of a pair of key and certificate.
+fn pair(dir: &Path, generation: u64) -> (PathBuf, PathBuf) {
+    let name = match generation {
+        0 => "device".to_owned(),
+        n => format!("device-{n}"),
+    };
+    (dir.join(format!("{name}.key")), dir.join(format!("{name}.pem")))
 }
 
 /// An enrolled device.
@@ -115,10 +127,10 @@ pub fn enrol(
             .map_err(|e| file_error(&stored_path, e))?;
         return Err(IdentityError::Enrolled(stored.device));
     }
-    let key = KeyPair::generate()?;
+    let (key, csr_pem) = request()?;
     let request = EnrolRequest {
         claim_code: claim_code.trim().to_owned(),
-        csr_pem: CertificateParams::new(Vec::<String>::new())?.serialize_request(&key)?.pem()?,
+        csr_pem,
         name: host_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
@@ -137,11 +149,69 @@ pub fn enrol(
         device: answer.device_id,
         tenant: answer.tenant_id,
         not_after_ns: answer.not_after_ns,
+        generation: 0,
     };
     // Last: its presence means that everything before is there.
     put("identity.json", &serde_json::to_string_pretty(&stored).unwrap_or_default())?;
     Ok(answer.device_id)
 }
+
+/// A key, and a request to have it signed.
+fn request() -> Result<(KeyPair, String), IdentityError> {
+    let key = KeyPair::generate()?;
+    let csr = CertificateParams::new(Vec::<String>::new())?.serialize_request(&key)?.pem()?;
+    Ok((key, csr))
+}
+
+/// A renewal on its way: the next key, and the request to have it signed.
+pub struct Renewal {
+    key: KeyPair,
+    /// PKCS#10, PEM.
+    pub csr_pem: String,
+}
+
+impl Renewal {
+    /// Makes the next key.
+    pub fn begin() -> Result<Self, IdentityError> {
+        let (key, csr_pem) = request()?;
+        Ok(Self { key, csr_pem })
+    }
+
+    /// Stores the next pair, then says that it counts: at every moment in between the folder
+    /// holds a key with its certificate. What was before goes last.
+    pub fn finish(
+        self,
+        disk: &dyn Disk,
+        dir: &Path,
+        answer: &EnrolAnswer,
+    ) -> Result<Identity, IdentityError> {
+        let path = dir.join("identity.json");
+        let stored: Stored =
+            serde_json::from_str(&text(disk, &path)?).map_err(|e| file_error(&path, e))?;
+        if stored.device != answer.device_id {
+            return Err(IdentityError::Refused("it renewed another device".to_owned()));
+        }
+        let put = |path: &Path, text: &str| {
+            durable::replace(disk, path, text.as_bytes()).map_err(|e| file_error(path, e))
+        };
+        let (before, next) = (stored.generation, stored.generation + 1);
+        let (key_path, certificate_path) = pair(dir, next);
+        put(&key_path, &self.key.serialize_pem())?;
+        put(&certificate_path, &answer.certificate_pem)?;
+        let stored = Stored { generation: next, not_after_ns: answer.not_after_ns, ..stored };
+        put(&path, &serde_json::to_string_pretty(&stored).unwrap_or_default())?;
+        let (key_path, certificate_path) = pair(dir, before);
+        for old in [key_path, certificate_path] {
+            if let Err(error) = disk.remove(&old) {
+                tracing::warn!(%error, path = %old.display(), "the old key is still here");
+            }
+        }
+        Identity::load(disk, dir)
+    }
+}
+
+/// A certificate is renewed when this much of its 90 days is left: a third.
+const RENEW_BEFORE_NS: i64 = 30 * 24 * 3600 * 1_000_000_000;
 
 /// The host's name, for people.
 pub fn host_name() -> String {
@@ -160,6 +230,7 @@ impl Identity {
         }
         let stored: Stored =
             serde_json::from_str(&text(disk, &path)?).map_err(|e| file_error(&path, e))?;
+        let (device_key, device_certificate) = pair(dir, stored.generation);
         let key_path = dir.join("queue.key");
         let mut key = [0u8; 32];
         hex::decode_to_slice(secret(disk, &key_path)?.trim(), &mut key)
@@ -168,11 +239,16 @@ impl Identity {
             url: stored.url,
             device: stored.device,
             not_after_ns: stored.not_after_ns,
-            certificate_pem: text(disk, &dir.join("device.pem"))?,
-            key_pem: secret(disk, &dir.join("device.key"))?,
+            certificate_pem: text(disk, &device_certificate)?,
+            key_pem: secret(disk, &device_key)?,
             ca_pem: text(disk, &dir.join("server-ca.pem"))?,
             queue_key: Key256::new(key),
         })
+    }
+
+    /// Whether it is time for the next certificate.
+    pub fn is_due(&self, now_ns: i64) -> bool {
+        self.not_after_ns.saturating_sub(now_ns) < RENEW_BEFORE_NS
     }
 
     /// The keys of the queue, owned by this device.
@@ -196,5 +272,71 @@ impl TenantKeySource for QueueKeys {
             return Err(KeyError::Gone { tenant: hex::encode(owner) });
         }
         Ok(Arc::clone(&self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_platform::sim::{SimDisk, SimEntropy, disk::Faults};
+    use rcgen::{CertificateSigningRequestParams, Issuer};
+
+    use super::*;
+
+    fn signed(csr_pem: &str, not_after_ns: i64) -> EnrolAnswer {
+        let issuer = Issuer::new(CertificateParams::default(), KeyPair::generate().unwrap());
+        let csr = CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
+        EnrolAnswer {
+            device_id: DeviceId([1; 16]),
+            tenant_id: TenantId([2; 16]),
+            certificate_pem: csr.signed_by(&issuer).unwrap().pem(),
+            ca_pem: String::new(),
+            not_after_ns,
+        }
+    }
+
+    /// Whether the certificate is of the key.
+    fn fit(identity: &Identity) -> bool {
+        let key = KeyPair::from_pem(&identity.key_pem).unwrap();
+        let body: String =
+            identity.certificate_pem.lines().filter(|l| !l.starts_with('-')).collect();
+        let der = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, body).unwrap();
+        let raw = rcgen::PublicKeyData::der_bytes(&key);
+        der.windows(raw.len()).any(|w| w == raw)
+    }
+
+    #[test]
+    fn e3_e9_a_power_cut_at_every_step_of_a_renewal_leaves_a_key_with_its_certificate() {
+        let dir = Path::new("/edge");
+        let (mut old, mut new) = (0, 0);
+        for cut in 0..60 {
+            let disk = SimDisk::new();
+            let dice = SimEntropy::seeded(cut);
+            let sign = |request: &EnrolRequest| Ok(signed(&request.csr_pem, 1));
+            enrol(&disk, &dice, dir, "https://s", "ca", "code", sign).unwrap();
+            disk.set_faults(Faults { cut_after: Some(disk.ops() + cut), ..Faults::default() });
+            let renewal = Renewal::begin().unwrap();
+            let answer = signed(&renewal.csr_pem, 2);
+            let finished = renewal.finish(&disk, dir, &answer).is_ok();
+            disk.power_cycle(&dice);
+            let identity = Identity::load(&disk, dir).unwrap();
+            assert!(fit(&identity), "cut {cut}");
+            assert!(identity.not_after_ns == 2 || !finished, "cut {cut}");
+            if identity.not_after_ns == 2 { new += 1 } else { old += 1 }
+        }
+        assert!(old > 5 && new > 5, "{old} cuts before, {new} after");
+    }
+
+    #[test]
+    fn a_certificate_is_due_in_its_last_third_and_a_strangers_is_refused() {
+        let (disk, dice, dir) = (SimDisk::new(), SimEntropy::seeded(1), Path::new("/edge"));
+        let day = 24 * 3600 * 1_000_000_000;
+        let sign = |request: &EnrolRequest| Ok(signed(&request.csr_pem, 90 * day));
+        enrol(&disk, &dice, dir, "https://s", "ca", "code", sign).unwrap();
+        let identity = Identity::load(&disk, dir).unwrap();
+        assert!(!identity.is_due(59 * day) && identity.is_due(61 * day));
+        let renewal = Renewal::begin().unwrap();
+        let answer = EnrolAnswer { device_id: DeviceId([9; 16]), ..signed(&renewal.csr_pem, 1) };
+        assert!(renewal.finish(&disk, dir, &answer).is_err());
+        assert_eq!(Identity::load(&disk, dir).unwrap().not_after_ns, 90 * day);
     }
 }

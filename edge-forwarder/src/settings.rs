@@ -192,6 +192,22 @@ mod tests {
     }
 
     #[test]
+    fn the_package_brings_a_valid_file_and_the_unit_of_the_page() {
+        assert_eq!(sources(include_str!("../packaging/edge.toml")), Ok(Vec::new()));
+        let unit = include_str!("../packaging/millrace-edge.service");
+        assert!(PAGE.contains(unit), "docs/edge.md shows another unit");
+        // Any privilege that comes back has to be argued for here.
+        for line in [
+            "NoNewPrivileges=yes",
+            "ProtectSystem=strict",
+            "SocketBindDeny=any",
+            "CapabilityBoundingSet=\n",
+        ] {
+            assert!(unit.contains(line), "{line} is missing");
+        }
+    }
+
+    #[test]
     fn every_problem_of_a_file_is_said_at_once() {
         let text = "[[modbus]]\nname = 'a b'\naddress = ':1'\ntable = ''\ninterval_ms = 1\n";
         let said = sources(text).unwrap_err().join("\n");

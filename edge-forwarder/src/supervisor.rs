@@ -30,7 +30,7 @@ use crate::{
     queue::{Aside, Ground, Queue, QueueError, Sizes, list_aside},
     source::{self, Sink, SourceKind},
     status::{self, Status},
-    uplink::{Seen, Uplink},
+    uplink::{self, Connection, Seen, Uplink},
 };
 
 /// Groups that wait for the queue's thread.
@@ -188,6 +188,18 @@ pub fn send_again(
     Ok(Some(quarantine::retry(&queue, request)?))
 }
 
+/// Renews the certificate now; for when it should not wait. No forwarder may run.
+pub async fn renew(data_dir: &std::path::Path) -> Result<i64, RunError> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let identity = Identity::load(disk.as_ref(), data_dir)?;
+    let _lock = lock(disk.as_ref(), data_dir)?;
+    let refused = |why: String| RunError::Io(std::io::Error::other(why));
+    let connection = Connection::open(&identity, Arc::new(TcpDialer)).await;
+    let connection = connection.map_err(|e| refused(e.to_string()))?;
+    let home = (disk, data_dir.to_owned());
+    Ok(uplink::renewed(&connection, &home).await.map_err(refused)?.not_after_ns)
+}
+
 /// Runs until a signal.
 pub async fn run(plan: Plan) -> Result<(), RunError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
@@ -238,7 +250,8 @@ pub async fn run(plan: Plan) -> Result<(), RunError> {
     let seen: Arc<Mutex<Seen>> = Arc::default();
     let uplink = Arc::new(Uplink {
         queue: Arc::clone(&queue),
-        identity,
+        identity: Mutex::new(identity),
+        home: (Arc::clone(&disk), plan.data_dir.clone()),
         clock: Arc::clone(&clock),
         entropy,
         dialer: Arc::new(TcpDialer),

@@ -8,6 +8,7 @@ mod encode;
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use std::{
 use arrow::datatypes::SchemaRef;
 use arrow_flight::{FlightData, PutResult};
 use futures::StreamExt;
-use millrace_platform::{clock::Clock, entropy::Entropy, net::Dialer};
+use millrace_platform::{clock::Clock, disk::Disk, entropy::Entropy, net::Dialer};
 use millrace_protocol::{ids::StreamId, stream::PutAck};
 use tokio::sync::{Notify, mpsc};
 use tonic::{Code, Status, Streaming};
@@ -23,7 +24,7 @@ use tonic::{Code, Status, Streaming};
 use crate::{
     backoff::Backoff,
     delivery::{Action, Delivery, DeliveryError, IN_FLIGHT_MAX, Outgoing, Share},
-    identity::Identity,
+    identity::{Identity, Renewal},
     queue::Queue,
 };
 
@@ -34,6 +35,8 @@ pub use connection::{ConnectError, Connection, post_enrolment};
 const STREAM_AHEAD: usize = IN_FLIGHT_MAX + 1;
 /// First and longest pause between attempts.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// How often to look whether the certificate must be renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
 /// How long to wait for rows or acks before looking again.
 const IDLE: Duration = Duration::from_millis(500);
 
@@ -52,8 +55,10 @@ pub struct Seen {
 pub struct Uplink {
     /// The queue.
     pub queue: Arc<Queue>,
-    /// Who we are.
-    pub identity: Arc<Identity>,
+    /// Who we are; another after a renewal.
+    pub identity: Mutex<Arc<Identity>>,
+    /// Where that is stored.
+    pub home: (Arc<dyn Disk>, PathBuf),
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Jitter.
@@ -81,6 +86,8 @@ enum Ended {
     NoAck(String),
     #[error("the server closed the connection")]
     Closed,
+    #[error("the certificate was renewed")]
+    Renewed,
 }
 
 /// A DoPut that is open for one stream.
@@ -138,14 +145,17 @@ impl Uplink {
     }
 
     async fn connection(&self) -> Result<(), Ended> {
-        let connection = Connection::open(&self.identity, Arc::clone(&self.dialer)).await?;
+        let identity = self.identity();
+        let connection = Connection::open(&identity, Arc::clone(&self.dialer)).await?;
+        self.renew(&identity, &connection).await?;
+        let mut looked = self.clock.monotonic();
         // Room for an answer to everything in flight, so that answers never hold up sending.
         let (answers, acked) = mpsc::channel(IN_FLIGHT_MAX * 2);
         let delivery = blocking(|| {
             Delivery::new(
                 Arc::clone(&self.queue),
                 Arc::clone(&self.clock),
-                self.identity.device,
+                identity.device,
                 self.share,
             )
         });
@@ -157,6 +167,10 @@ impl Uplink {
             }
             self.settle(&mut session);
             session.delivery.check_alive()?;
+            if self.clock.monotonic().saturating_sub(looked) > RENEW_EVERY {
+                looked = self.clock.monotonic();
+                self.renew(&identity, &session.connection).await?;
+            }
             match blocking(|| session.delivery.next())? {
                 Action::Ask(stream, epoch) => {
                     let floor = session.connection.floor(&stream, epoch).await?;
@@ -173,6 +187,29 @@ impl Uplink {
                         () = self.clock.sleep(IDLE) => {}
                     }
                 }
+            }
+        }
+    }
+
+    fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.identity.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Gets the next certificate if it is time, and ends the connection so that the next uses it.
+    /// A renewal that fails is tried again later: the present certificate is still good.
+    async fn renew(&self, identity: &Identity, connection: &Connection) -> Result<(), Ended> {
+        if !identity.is_due(self.clock.now_ns()) {
+            return Ok(());
+        }
+        match renewed(connection, &self.home).await {
+            Ok(next) => {
+                tracing::info!("the certificate was renewed");
+                *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+                Err(Ended::Renewed)
+            }
+            Err(why) => {
+                tracing::warn!(why, "the certificate could not be renewed; it is tried again");
+                Ok(())
             }
         }
     }
@@ -219,6 +256,17 @@ impl Uplink {
         write(session, &key, data).await;
         Ok(())
     }
+}
+
+/// The next identity, stored.
+pub async fn renewed(
+    connection: &Connection,
+    home: &(Arc<dyn Disk>, PathBuf),
+) -> Result<Identity, String> {
+    let renewal = Renewal::begin().map_err(|e| e.to_string())?;
+    let answer = connection.renew(&renewal.csr_pem).await?;
+    let (disk, dir) = home;
+    blocking(|| renewal.finish(disk.as_ref(), dir, &answer)).map_err(|e| e.to_string())
 }
 
 /// Writes to an open call. One that has ended takes nothing: its last answer, which says why, is on

@@ -13,6 +13,7 @@
 mod access;
 mod bad_input;
 mod edge;
+mod edge_life;
 mod fleet;
 mod flight_sql;
 mod fsck;

@@ -9,7 +9,7 @@ use arrow_flight::flight_service_client::FlightServiceClient;
 use hyper_util::rt::TokioIo;
 use millrace_platform::net::Dialer;
 use millrace_protocol::{
-    device::{EnrolAnswer, EnrolRequest},
+    device::{EnrolAnswer, EnrolRequest, RenewRequest},
     ids::StreamId,
     stream::OpenAnswer,
 };
@@ -141,6 +141,14 @@ impl Connection {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
+    /// Has the server sign the next key.
+    pub async fn renew(&self, csr_pem: &str) -> Result<EnrolAnswer, String> {
+        let (url, agent) = (format!("{}/api/v1/device/renew", self.base), self.agent.clone());
+        let request = RenewRequest { csr_pem: csr_pem.to_owned() };
+        let asked = tokio::task::spawn_blocking(move || post(&agent, &url, &request));
+        asked.await.map_err(|e| e.to_string())?
+    }
+
     /// What the server says the time is, ns since the Unix epoch; to the second.
     pub async fn date(&self) -> Option<i64> {
         let (url, agent) = (format!("{}/health", self.base), self.agent.clone());
@@ -204,8 +212,17 @@ pub fn post_enrolment(
 ) -> Result<EnrolAnswer, String> {
     let agent = agent(ca_pem, None).map_err(|e| e.to_string())?;
     let url = format!("{}/api/v1/device/enrol", url.trim_end_matches('/'));
+    post(&agent, &url, request)
+}
+
+/// Posts a document; the server's own words on refusal.
+fn post(
+    agent: &ureq::Agent,
+    url: &str,
+    request: &impl serde::Serialize,
+) -> Result<EnrolAnswer, String> {
     let answer = agent
-        .post(&url)
+        .post(url)
         .config()
         .http_status_as_error(false)
         .build()

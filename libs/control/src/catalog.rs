@@ -7,6 +7,8 @@
 //! stored did not happen.
 //! Never: stores a secret, only its hash; answers "not yours" differently from "not there".
 
+mod renewal;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -137,6 +139,9 @@ struct Claim {
     hash: String,
     expires_ns: i64,
     tries_left: u32,
+    /// The device that whoever redeems it becomes; otherwise a new one.
+    #[serde(default)]
+    replaces: Option<DeviceId>,
 }
 
 /// A forwarder.
@@ -152,6 +157,9 @@ pub struct Device {
     pub enrolled_ns: i64,
     /// Serial number of the certificate that counts.
     pub serial: u64,
+    /// Serial number of the certificate that was made last, and perhaps not received.
+    #[serde(default)]
+    pub renewed: Option<u64>,
     /// Whether it was revoked.
     pub revoked: bool,
 }
@@ -812,6 +820,15 @@ impl Catalog {
         scope: AdminScope,
         name: &str,
     ) -> Result<(Secret, i64), CatalogError> {
+        self.make_claim(scope, name, None)
+    }
+
+    fn make_claim(
+        &self,
+        scope: AdminScope,
+        name: &str,
+        replaces: Option<DeviceId>,
+    ) -> Result<(Secret, i64), CatalogError> {
         self.tenant(scope.tenant())?;
         let (id, secret, hash) = token::make::<16>("mrc", self.entropy.as_ref());
         let now = self.clock.now_ns();
@@ -822,6 +839,7 @@ impl Catalog {
             hash,
             expires_ns: now.saturating_add(CLAIM_NS),
             tries_left: CLAIM_TRIES,
+            replaces,
         };
         let expires_ns = claim.expires_ns;
         self.change(|state| {
@@ -858,9 +876,9 @@ impl Catalog {
             })?;
             return Err(CatalogError::Claim);
         }
-        let device_id = DeviceId(random_bytes(self.entropy.as_ref()));
-        // Positive and at most 63 bits, as certificate serial numbers must be.
-        let serial = random_u64(self.entropy.as_ref()) >> 1 | 1;
+        let new = || DeviceId(random_bytes(self.entropy.as_ref()));
+        let device_id = claim.replaces.unwrap_or_else(new);
+        let serial = self.serial();
         let (certificate, end) = self.ca.sign(csr_pem, claim.tenant, device_id, serial, now)?;
         let shown = if claim.name.is_empty() { name } else { &claim.name };
         let device = Device {
@@ -869,6 +887,7 @@ impl Catalog {
             name: shown.chars().take(100).collect(),
             enrolled_ns: now,
             serial,
+            renewed: None,
             revoked: false,
         };
         self.change(|state| {
@@ -900,7 +919,6 @@ impl Catalog {
     pub fn device_principal(&self, id: DeviceId, serial: u64) -> Option<Principal> {
         let state = self.lock();
         let device = state.devices.get(&id.to_string())?;
-        (!device.revoked && device.serial == serial)
-            .then_some(Principal::Device { tenant: device.tenant, device: id })
+        device.takes(serial).then_some(Principal::Device { tenant: device.tenant, device: id })
     }
 }

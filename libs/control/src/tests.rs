@@ -322,3 +322,56 @@ fn r1_a_hold_has_a_reason_and_an_author_and_stays_listed_after_its_release() {
     assert_eq!(catalog.retained(), [scope.tenant()]);
     assert!(catalog.holds(other.tenant()).is_empty());
 }
+
+#[test]
+fn e3_a_renewed_certificate_and_the_one_before_count_until_the_new_one_is_shown() {
+    let (disk, clock) = (SimDisk::new(), SimClock::at(1_700_000_000_000_000_000));
+    let catalog = open(&disk, &clock, 1);
+    catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), "acme").unwrap();
+    let scope = admin(&catalog, "acme");
+    let (code, _) = catalog.create_claim(scope, "press 7").unwrap();
+    let (device, _, _) = catalog.redeem_claim(code.reveal(), &csr(), "").unwrap();
+    let (id, first) = (device.id, device.serial);
+    let renew = |serial| {
+        let (_, certificate, _) = catalog.renew_device(id, serial, &csr()).unwrap();
+        device::identify(&pem_to_der(&certificate)).unwrap().1
+    };
+    let counts = |serial| catalog.device_principal(id, serial).is_some();
+    let lost = renew(first);
+    assert!(counts(first) && counts(lost));
+    // The answer was lost: the device asks again with what it has.
+    let second = renew(first);
+    assert!(counts(first) && counts(second) && !counts(lost));
+    let third = renew(second);
+    assert!(!counts(first) && counts(second) && counts(third));
+    assert!(catalog.renew_device(id, first, &csr()).is_err());
+    // Both are stored.
+    let again = open(&disk, &clock, 2);
+    assert!(again.device_principal(id, second).is_some());
+    assert!(again.device_principal(id, third).is_some());
+    catalog.revoke_device(scope, id).unwrap();
+    assert!(!counts(second) && !counts(third));
+    assert!(catalog.renew_device(id, third, &csr()).is_err());
+}
+
+#[test]
+fn e3_a_new_box_keeps_the_logical_device_and_the_old_key_is_dead_at_once() {
+    let (disk, clock) = (SimDisk::new(), SimClock::at(1_700_000_000_000_000_000));
+    let catalog = open(&disk, &clock, 1);
+    for name in ["acme", "other"] {
+        catalog.create_tenant(OPERATOR, catalog.new_tenant_id(), name).unwrap();
+    }
+    let scope = admin(&catalog, "acme");
+    let (code, _) = catalog.create_claim(scope, "press 7").unwrap();
+    let (old, _, _) = catalog.redeem_claim(code.reveal(), &csr(), "").unwrap();
+    assert!(catalog.create_replacement(admin(&catalog, "other"), old.id).is_err());
+    let (code, _) = catalog.create_replacement(scope, old.id).unwrap();
+    assert!(catalog.device_principal(old.id, old.serial).is_some(), "until the code is used");
+    let (new, certificate, _) = catalog.redeem_claim(code.reveal(), &csr(), "box").unwrap();
+    assert_eq!((new.id, new.name.as_str()), (old.id, "press 7"));
+    let (_, serial) = device::identify(&pem_to_der(&certificate)).unwrap();
+    assert!(catalog.device_principal(old.id, old.serial).is_none());
+    assert!(catalog.device_principal(old.id, serial).is_some());
+    assert_eq!(catalog.devices(scope).len(), 1);
+    assert_eq!(catalog.redeem_claim(code.reveal(), &csr(), ""), Err(CatalogError::Claim));
+}

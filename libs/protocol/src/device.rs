@@ -28,7 +28,20 @@ impl std::fmt::Debug for EnrolRequest {
     }
 }
 
-/// The answer.
+/// `POST /api/v1/device/renew`, with the certificate that is to be renewed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// A PKCS#10 signing request made with the device's next key, PEM.
+    pub csr_pem: String,
+}
+
+impl std::fmt::Debug for RenewRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RenewRequest")
+    }
+}
+
+/// The answer to both.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrolAnswer {
     /// The device's id.

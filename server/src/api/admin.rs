@@ -14,7 +14,7 @@ use millrace_control::{
 };
 use millrace_crypto::ledger::KeyLedger;
 use millrace_protocol::{
-    device::{EnrolAnswer, EnrolRequest},
+    device::{EnrolAnswer, EnrolRequest, RenewRequest},
     ids::{DeviceId, Epoch, StreamId},
     stream::{OpenAnswer, StreamKey},
 };
@@ -108,6 +108,20 @@ pub(crate) fn make_claim(
     let (code, expires_ns) = catalog.create_claim(scope, name)?;
     let tenant = catalog.tenant(scope.tenant())?;
     Ok(json!({ "tenant": tenant.name, "code": code.reveal(), "expires_ns": expires_ns }))
+}
+
+/// A claim for a box that becomes this device, as JSON.
+pub(crate) fn make_replacement(
+    catalog: &Catalog,
+    scope: AdminScope,
+    id: &str,
+) -> Result<Value, Problem> {
+    let id = id.parse().map_err(|_| millrace_control::CatalogError::NotFound("device"))?;
+    let (code, expires_ns) = catalog.create_replacement(scope, id)?;
+    let tenant = catalog.tenant(scope.tenant())?;
+    Ok(
+        json!({ "tenant": tenant.name, "code": code.reveal(), "expires_ns": expires_ns, "device": id }),
+    )
 }
 
 /// A tenant's tokens without their secrets.
@@ -299,6 +313,18 @@ pub(crate) async fn revoke_device(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// `POST /api/v1/devices/{id}/replacement`.
+pub(crate) async fn replace_device(
+    Given(state): Shared,
+    Caller(principal): Caller,
+    Path(id): Path<String>,
+    Parameters(of): Parameters<OfTenant>,
+) -> Result<Response, Problem> {
+    let scope = administer(&state.catalog, &principal, of.tenant.as_deref())?;
+    let made = make_replacement(&state.catalog, scope, &id)?;
+    Ok((StatusCode::CREATED, Json(made)).into_response())
+}
+
 /// Figures of the server for its operator; of nobody's data.
 pub(crate) async fn status(
     Given(state): Shared,
@@ -322,16 +348,36 @@ pub(crate) async fn enrol(
     body: Body<EnrolRequest>,
 ) -> Result<Response, Problem> {
     let Json(request) = body.map_err(json_problem)?;
-    let (device, certificate_pem, not_after_ns) =
-        state.catalog.redeem_claim(&request.claim_code, &request.csr_pem, &request.name)?;
-    Ok(Json(EnrolAnswer {
+    let made = state.catalog.redeem_claim(&request.claim_code, &request.csr_pem, &request.name)?;
+    Ok(enrolled(&state, made))
+}
+
+/// `POST /api/v1/device/renew`: the certificate is the credential.
+pub(crate) async fn renew(
+    Given(state): Shared,
+    peer: Option<Extension<Peer>>,
+    body: Body<RenewRequest>,
+) -> Result<Response, Problem> {
+    let (device, serial) = peer
+        .and_then(|p| p.0.0)
+        .ok_or_else(|| Problem::forbidden("a device certificate is needed"))?;
+    let Json(request) = body.map_err(json_problem)?;
+    let made = state.catalog.renew_device(device, serial, &request.csr_pem)?;
+    Ok(enrolled(&state, made))
+}
+
+fn enrolled(
+    state: &State,
+    (device, certificate_pem, not_after_ns): (millrace_control::Device, String, i64),
+) -> Response {
+    Json(EnrolAnswer {
         device_id: device.id,
         tenant_id: device.tenant,
         certificate_pem,
         ca_pem: state.catalog.device_ca_pem().to_owned(),
         not_after_ns,
     })
-    .into_response())
+    .into_response()
 }
 
 #[derive(Debug, Deserialize)]

@@ -144,6 +144,20 @@ pub(crate) enum DeviceCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Create a claim code with which a new box becomes this device; the old box's key is dead
+    /// from then on.
+    #[command(
+        after_help = "Example:\n  millrace device replace ID --tenant acme --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
+    )]
+    Replace {
+        /// The device's id.
+        id: String,
+        /// The tenant.
+        #[arg(long)]
+        tenant: String,
+        #[command(flatten)]
+        target: Target,
+    },
     /// End a device's rights at once.
     #[command(
         after_help = "Example:\n  millrace device revoke ID --tenant acme --url https://localhost:8443 --ca ./data/tls/ca.pem --token-file ./data/operator.token"
@@ -395,6 +409,19 @@ pub(crate) fn device(command: DeviceCommand) -> Result<(), Failure> {
                     )
                 })
             });
+        }
+        DeviceCommand::Replace { id, tenant, target } => {
+            let made = target.work(
+                |c| {
+                    let own = admin::administer(&c.catalog, &Principal::Operator, Some(&tenant))?;
+                    admin::make_replacement(&c.catalog, own, &id)
+                },
+                |c| {
+                    let path = format!("/api/v1/devices/{id}/replacement?tenant={tenant}");
+                    c.post(&path, &json!({}))
+                },
+            )?;
+            target.print(&made, |m| text(m, "code").to_owned());
         }
         DeviceCommand::Revoke { id, tenant, target } => {
             let done = target.work(

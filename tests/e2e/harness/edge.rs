@@ -24,6 +24,11 @@ impl Forwarder {
     /// Enrols a new device of `tenant` with the running server. `sources` are arguments of
     /// `millrace-edge run`.
     pub fn enrol(world: &World, tenant: &str, sources: &[&str]) -> Self {
+        Self::enrol_with(world, &world.claim(tenant), sources)
+    }
+
+    /// Enrols with this claim code.
+    pub fn enrol_with(world: &World, code: &str, sources: &[&str]) -> Self {
         let folder = TempDir::with_prefix("millrace-edge-").expect("a temporary folder");
         let forwarder = Self {
             folder,
@@ -31,7 +36,6 @@ impl Forwarder {
             process: None,
             said: Vec::new(),
         };
-        let code = world.claim(tenant);
         let mut enrol = forwarder.command("enroll");
         enrol.arg(&world.server().base).arg("--claim").arg(code).arg("--ca").arg(world.ca_path());
         process::run("millrace-edge enroll", &mut enrol);
@@ -43,6 +47,14 @@ impl Forwarder {
         let mut command = Command::new(process::binary("millrace-edge"));
         command.arg(verb).arg("--data-dir").arg(self.folder());
         command
+    }
+
+    /// The id of the device that it is.
+    pub fn device(&self) -> String {
+        let path = self.folder().join("identity.json");
+        let text = std::fs::read_to_string(path).expect("it is enrolled");
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        json["device"].as_str().expect("an id").to_owned()
     }
 
     /// The forwarder's own folder: identity and queue.
