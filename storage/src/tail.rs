@@ -270,12 +270,16 @@ impl Watch {
             flushing: Vec::new(),
             files: Vec::new(),
             sealed: None,
+            // What was deleted meanwhile is not shown any more.
+            tombstones: last.handle.current.load().tombstones.clone(),
         };
         let snapshot = TableSnapshot {
             schema: Arc::clone(&last.schema),
             series: last.handle.dictionary.view(),
             version: Arc::new(version),
             access: self.access.clone(),
+            // Rows out of retention are refused when they are written.
+            shown_from: i64::MIN,
         };
         let tables = BTreeMap::from([(last.table.clone(), Arc::new(snapshot))]);
         let databases = BTreeMap::from([(last.database.clone(), tables)]);

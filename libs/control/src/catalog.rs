@@ -26,7 +26,7 @@ use millrace_platform::{
     clock::Clock,
     disk::{Disk, read_file},
     durable,
-    entropy::{Entropy, random_bytes, random_u64},
+    entropy::{Entropy, random_bytes},
 };
 use millrace_protocol::ids::{DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
@@ -776,7 +776,7 @@ impl Catalog {
     }
 
     /// Whether a token still is what it was when it was shown; true for who came without one.
-    pub fn holds(&self, principal: &Principal) -> bool {
+    pub fn stands(&self, principal: &Principal) -> bool {
         let Principal::Token { tenant, token, read, write, admin } = principal else { return true };
         let now = self.clock.now_ns();
         self.lock().tokens.get(token).is_some_and(|t| {
@@ -789,7 +789,7 @@ impl Catalog {
     /// Ends when a token is revoked, changed or over. Costs nothing while nothing changes.
     pub async fn withdrawn(&self, principal: &Principal) {
         let mut changes = self.changes.subscribe();
-        while self.holds(principal) {
+        while self.stands(principal) {
             let expires = self.expires_in(principal);
             let over = async {
                 match expires {

@@ -367,7 +367,7 @@ pub(crate) async fn renew(
 }
 
 fn enrolled(
-    state: &State,
+    state: &super::State,
     (device, certificate_pem, not_after_ns): (millrace_control::Device, String, i64),
 ) -> Response {
     Json(EnrolAnswer {

@@ -7,7 +7,7 @@ use millrace_platform::entropy::random_u64;
 use millrace_protocol::ids::DeviceId;
 
 use super::{Catalog, CatalogError, Change, Device};
-use crate::{policy::AdminScope, token::Secret};
+use crate::{scope::AdminScope, token::Secret};
 
 impl Device {
     /// Whether a certificate with this serial number counts.
