@@ -121,7 +121,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
         Ok(())
     }
 
-    fn caller(&self) -> postgres::Caller {
+    pub(super) fn caller(&self) -> postgres::Caller {
         postgres::Caller { user: self.who.user.clone(), pid: self.who.place.pid }
     }
 
