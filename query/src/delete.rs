@@ -246,7 +246,6 @@ mod tests {
             "DELETE FROM cpu WHERE usage > 1",
             "DELETE FROM cpu WHERE host = 'h1' OR usage > 1",
             "DELETE FROM cpu WHERE host IN (SELECT host FROM cpu)",
-            "DELETE FROM cpu WHERE time = time",
             "DELETE FROM cpu WHERE nothing = 1",
             "DELETE FROM nowhere WHERE host = 'h1'",
             "DELETE FROM system.tables WHERE table_name = 'cpu'",
