@@ -156,6 +156,16 @@ fn spelled(line: &str, skip: usize) -> String {
     cells.collect::<Vec<_>>().join(",")
 }
 
+/// Whether two rows are equal, but for the last of three decimals: half-way between two of them
+/// it hangs on the order in which a line was computed.
+fn same_row(a: &str, b: &str) -> bool {
+    let same = |(a, b): (&str, &str)| match (a.parse::<f64>(), b.parse::<f64>()) {
+        (Ok(x), Ok(y)) => (x - y).abs() < 0.0011,
+        _ => a == b,
+    };
+    a.split(',').count() == b.split(',').count() && a.split(',').zip(b.split(',')).all(same)
+}
+
 #[test]
 fn buckets_of_random_rows_are_those_of_another_computation() {
     let config = ProptestConfig { cases: 24, max_shrink_iters: 60, ..ProptestConfig::default() };
@@ -183,7 +193,10 @@ fn buckets_of_random_rows_are_those_of_another_computation() {
                 } else {
                     expected(&rows, None, &case)
                 };
-                prop_assert_eq!(&found, &wanted, "{:?}", &case);
+                prop_assert_eq!(found.len(), wanted.len(), "{:?}", &case);
+                for (found, wanted) in found.iter().zip(&wanted) {
+                    prop_assert!(same_row(found, wanted), "{found} and not {wanted}: {case:?}");
+                }
             }
             Ok(())
         },
