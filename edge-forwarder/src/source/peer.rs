@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn g24_plaintext_is_only_where_the_scheme_names_it_and_tls_needs_a_ca() {
+    fn e2_plaintext_is_only_where_the_scheme_names_it_and_tls_needs_a_ca() {
         let ca = || Some(TlsFiles { ca: "ca.pem".into(), own: None });
         let peer = Peer::parse("mqtt://b:1884", PLAIN, TLS, None).unwrap();
         assert_eq!((peer.host.as_str(), peer.port, peer.tls), ("b", 1884, None));

@@ -14,12 +14,15 @@ use millrace_platform::{
 };
 use tokio::sync::Notify;
 
+/// A connection's secret, and how its statement is told to end.
+type Open = ([u8; 4], Arc<Notify>);
+
 /// All open connections.
 #[derive(Debug)]
 pub(super) struct Connections {
     entropy: Arc<dyn Entropy>,
     last: AtomicI32,
-    open: Mutex<Map<i32, ([u8; 4], Arc<Notify>)>>,
+    open: Mutex<Map<i32, Open>>,
 }
 
 /// One connection's place in the list; left when dropped.

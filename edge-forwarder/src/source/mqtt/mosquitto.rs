@@ -161,7 +161,7 @@ fn stored(bench: &Bench) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn g4_mosquitto_keeps_what_we_did_not_acknowledge_also_through_its_own_restart() {
+async fn e9_mosquitto_keeps_what_we_did_not_acknowledge_also_through_its_own_restart() {
     for version in [Version::V4, Version::V5] {
         let mut mosquitto = Mosquitto::start().await;
         let bench = Bench::new();

@@ -309,7 +309,7 @@ fn lost(bench: &Bench) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn g23_what_the_agent_still_has_is_read_streamed_and_polled_and_a_restart_goes_on() {
+async fn what_the_agent_still_has_is_read_streamed_and_polled_and_a_restart_goes_on() {
     for streamed in [true, false] {
         let (net, shared) = (SimNet::new(), mock(10_000));
         let mut bench = Bench::new();
