@@ -292,7 +292,7 @@ fn column(
         let bits = |f: Option<&ChunkField>, rows: usize| -> Vec<bool> {
             (0..rows).map(|row| f.is_some_and(|f| f.present.get(row))).collect()
         };
-        let valid = match moves {
+        let mut valid = match moves {
             Some(moves) => {
                 let present: Vec<Vec<bool>> =
                     columns.iter().zip(chunks).map(|(f, c)| bits(*f, c.rows())).collect();
@@ -303,7 +303,6 @@ fn column(
             }
             None => window.places.iter().map(|p| has(*p)).collect(),
         };
-        let mut valid = valid;
         for (index, _) in &instead {
             if let Some(valid) = valid.get_mut(*index) {
                 *valid = true;
