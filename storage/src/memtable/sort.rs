@@ -372,3 +372,6 @@ fn texts(
     }
     out.finish()
 }
+
+#[cfg(test)]
+mod tests;
